@@ -27,6 +27,14 @@ class Problem:
         return f"{self.key} = {self.found!r}{origin}: expected {self.expected}. Fix: {self.fix}."
 
 
+@dataclass(frozen=True, kw_only=True)
+class FileProblem(Problem):
+    """One thing wrong with a file, or with the line of it that `origin` names: `found` says what, in words."""
+
+    def __str__(self) -> str:
+        return f"{self.origin or self.key}: {self.found}; expected {self.expected}. Fix: {self.fix}."
+
+
 class Short:
     """A value of any type, shown in one short line."""
 

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from roots_dist.errors import ConfigError, Problem
+from roots_dist.errors import ConfigError, FileProblem, Problem
 from roots_dist.files import where, why
 
 Origins = dict[str, str]
@@ -111,7 +111,9 @@ def parse_file(path: Path) -> tuple[dict[str, Any], Origins]:
         fix = _remedy(path) if isinstance(error, OSError) else f"save it as UTF-8: iconv -f {_encoding(path)} -t UTF-8"
         raise _refusal(path, why(error), expected, fix) from None
     if len(source) > LONGEST:
-        raise _refusal(path, "more", f"a YAML file of at most {LONGEST:,} characters", "check the path")
+        raise _refusal(
+            path, "longer than any config", f"a YAML file of at most {LONGEST:,} characters", "check the path"
+        )
     try:
         tree, origins = _parse(source, str(path), str(path))
     except ConfigError as error:
@@ -124,11 +126,14 @@ def parse_file(path: Path) -> tuple[dict[str, Any], Origins]:
             not isinstance(section, (dict, type(None))) or ":" in str(key) for key, section in tree.items()
         ):
             number, slip = lines[0]
-            problem = Problem(key=str(path), found=source.splitlines()[number - 1].strip(), expected="YAML", fix=slip)
-            raise ConfigError([replace(problem, origin=f"{path}:{number}")])
+            found, origin = repr(source.splitlines()[number - 1].strip()), f"{path}:{number}"
+            raise ConfigError([FileProblem(key=str(path), found=found, expected="YAML", fix=slip, origin=origin)])
     if not isinstance(tree, dict):
         raise _refusal(
-            path, type(tree).__name__, "sections (model:, data:, train:, ...)", "see configs/quickstart.yaml"
+            path,
+            f"a {WORDS.get(type(tree), type(tree).__name__)}",
+            "sections (model:, data:, train:, ...)",
+            "see configs/quickstart.yaml",
         )
     return tree, origins
 
@@ -173,9 +178,10 @@ def _parse(source: str, name: str, origin: str) -> tuple[Any, Origins]:
         expected, fix = f"text that can be printed, but character {column} is U+{code:04X}", "remove it"
         if code == 0 and name == origin:
             fix = "save the file as UTF-8"
-        found = source if name != origin else _around(source, at)
-        place = origin if name != origin else f"{origin}:{number}"
-        raise ConfigError([Problem(key=name, found=found, expected=expected, fix=fix, origin=place)]) from None
+        if name != origin:
+            raise ConfigError([Problem(key=name, found=source, expected=expected, fix=fix, origin=origin)]) from None
+        found, place = repr(_around(source, at)), f"{origin}:{number}"
+        raise ConfigError([FileProblem(key=name, found=found, expected=expected, fix=fix, origin=place)]) from None
     except (yaml.YAMLError, ValueError, KeyError, RecursionError) as error:
         mark = _mark(error, source)
         line = f"{origin}:{mark.line + 1}" if mark is not None and name == origin else origin
@@ -184,7 +190,7 @@ def _parse(source: str, name: str, origin: str) -> tuple[Any, Origins]:
         )
         found = source if name != origin else " ".join(reason.split())
         usual = "correct this line" if name == origin else "put the value into quotes"
-        problem = Problem(
+        problem = (Problem if name != origin else FileProblem)(
             key=name,
             found=found,
             expected="YAML" if name == origin else f"a value in YAML's syntax ({' '.join(reason.split())})",
@@ -238,8 +244,8 @@ def _note(name: str, value: Node, origin: str, origins: Origins, key: Node | Non
     _walk(value, f"{name}.", origin, origins)
 
 
-def _refusal(path: Path, found: object, expected: str, fix: str) -> ConfigError:
-    return ConfigError([Problem(key=str(path), found=found, expected=expected, fix=fix)])
+def _refusal(path: Path, found: str, expected: str, fix: str) -> ConfigError:
+    return ConfigError([FileProblem(key=str(path), found=found, expected=expected, fix=fix)])
 
 
 def _remedy(path: Path) -> str:
@@ -268,6 +274,8 @@ def _remedy(path: Path) -> str:
     )
 
 
+WORDS = {list: "list", str: "text", int: "number", float: "number", bool: "word"}
+"""Type of what a file holds instead of sections -> its name."""
 LONGEST = 1 << 24
 """Characters of a config: a device never ends."""
 REASONS = {

@@ -209,15 +209,21 @@ YAML = {
     "an equals sign": ("model:\n  layers = 2\n", "write a colon, layers: 2"),
     "a crooked line": ("model:\n layers: 2\n  heads: 4\n", "Fix: indent it as the line above"),
     "an open brace": ("model: {layers: 2\n", "close the bracket"),
-    "a key twice": ("model:\n  layers: 2\n  layers: 3\n", "remove one of the two"),
+    "a key twice": (
+        "model:\n  layers: 2\n  layers: 3\n",
+        "✗ slip.yaml:3: model.layers is written twice; expected YAML. Fix: remove one of",
+    ),
     "a key without its section": ("layers: 2\n", "did you mean model.layers"),
     "bytes": ("\udc80", "expected a YAML file that can be read"),
     "latin-1": ("track: {name: \udce9}\n", "iconv -f LATIN1 -t UTF-8"),
     "utf-16": ("\udcff\udcfem\0", "iconv -f UTF-16 -t UTF-8"),
     "utf-16 without its mark": ("m\0o\0", "Fix: save the file as UTF-8."),
-    "an escape character": ("model:\n  layers: 2\ntrack: {name: a\x1bb}\n", "(slip.yaml:3): expected text"),
+    "an escape character": (
+        "model:\n  layers: 2\ntrack: {name: a\x1bb}\n",
+        "✗ slip.yaml:3: 'track: {{name: a\\x1bb}}'; expected text",
+    ),
     "a zero in a path": ('model: {layers: 2}\ntrack: {folder: "a\\0b"}\n', "(slip.yaml:2): expected a text without"),
-    "a leading zero": ("model:\n  layers: 010\n", "(slip.yaml:2): expected YAML. Fix: write it without"),
+    "a leading zero": ("model:\n  layers: 010\n", "is 8 in base 8; expected YAML. Fix: write it without"),
     "a time": ("model:\n  layers: 12:30\n", "Fix: write one number without colons"),
 }
 INTERLEAVED = "parallel.schedule=interleaved parallel.virtual_stages=2"

@@ -315,8 +315,8 @@ WRONG = {
     "an empty answer": ({"messages": [ASKED, SAID | {"content": " "}]}, "not empty, or with tool_calls"),
     "null and no calls": ({"messages": [ASKED, SAID | {"content": None}]}, "not empty, or with tool_calls"),
     "an empty question": ({"messages": [ASKED | {"content": ""}, SAID]}, "messages of the user with content"),
-    "no answer": ({"messages": [ASKED]}, "at least one of the assistant, to learn from"),
-    "nothing with a weight": ({"messages": [ASKED, SAID | {"weight": 0}]}, "at least one of the assistant"),
+    "no answer": ({"messages": [ASKED]}, "messages = '1 message': expected at least one message of the assis"),
+    "nothing with a weight": ({"messages": [ASKED, SAID | {"weight": 0}]}, "message of the assistant that is learned"),
     "half a weight": ({"messages": [ASKED, SAID | {"weight": 0.5}]}, "a weight of 0 or 1"),
     "a weight in words": ({"messages": [ASKED, SAID | {"train": "no"}]}, "a train of 0 or 1, or of false or true"),
     "a question to learn": ({"messages": [ASKED | {"train": True}, SAID]}, "no train on messages of user"),
@@ -361,7 +361,7 @@ def test_bad_rows_are_counted_by_what_was_expected_and_not_all_may_be_bad(config
     path = rows(*bad, {"messages": PAIR})
     line = remarks(config(on_error="skip"), path)[-1]
     assert line.startswith(
-        "skips 3 rows (finetune.on_error=skip): 2 × expected at least one of the assistant, to learn"
+        "skips 3 rows (finetune.on_error=skip): 2 × expected at least one message of the assistant that"
     )
     assert line.count(f"the first is {path}:1") == 1
     with pytest.raises(DataError, match=r"rows = 0: expected at least one in .*skips 3 rows .*rows.jsonl:1"):

@@ -22,7 +22,7 @@ from roots_dist.learning.data.messages import (
     read_tools,
     rename_fix,
 )
-from roots_dist.learning.data.remarks import Remarks
+from roots_dist.learning.data.remarks import Remarks, counted
 from roots_dist.learning.data.rows import Row
 
 COMMON_COLUMNS = ("system", "tools")
@@ -87,8 +87,8 @@ def read_conversation(row: Row, form: Format, columns: TextColumns, remarks: Rem
     if "system" not in form.needs(columns):
         messages = _with_system(row, messages)
     if not any(message.role == "assistant" and message.learned for message in messages):
-        found = f"{len(messages)} messages"
-        raise row.error(form.needs(columns)[0], found, "at least one of the assistant, to learn from")
+        expected = "at least one message of the assistant that is learned"
+        raise row.error(form.needs(columns)[0], counted(len(messages), "message"), expected)
     own = form.needs(columns)
     read = {*((_list_column(row, columns, own[0]),) if form.name in LISTS else own), *form.may, *COMMON_COLUMNS}
     for column in row.unread(read):
