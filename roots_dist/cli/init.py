@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +13,10 @@ from roots_dist.cli.options import with_options
 
 SHIPPED = Path(__file__).parents[2] / "configs"
 """Configs of a checkout. An installed package has none: --from takes a path too."""
+FIRST = "gpt-quickstart"
+"""Name of quickstart.yaml beside those of the other models."""
+SHOWN = 8
+"""Number of names that a refusal lists."""
 MODELS = ("gpt", "llama", "bloom", "bert", "roberta", "electra", "t5")
 
 
@@ -114,14 +118,32 @@ def _ask() -> tuple[str, Mapping[str, Any]]:
 
 
 def _found(name: str) -> Path:
-    """The file of this name, or the shipped config; gpt-quickstart is quickstart.yaml."""
+    """The file of this name, or the shipped config, with or without its suffix; gpt-quickstart is quickstart.yaml."""
     from roots_dist.errors import Problem, UserError
 
-    shipped = SHIPPED / f"{'quickstart' if name == 'gpt-quickstart' else name}.yaml"
+    plain = name.removesuffix(".yaml")
+    shipped = SHIPPED / f"{'quickstart' if plain == FIRST else plain}.yaml"
     for path in (Path(name), shipped):
         if path.is_file():
             return path
-    names = sorted(path.stem for path in SHIPPED.glob("*quickstart.yaml"))
-    known = f", such as {', '.join(names)}" if names else "; this installation has no configs"
-    fix = "give the path of a YAML file"
+    names = [FIRST if path.stem == "quickstart" else path.stem for path in SHIPPED.glob("*.yaml")]
+    close = _close(Path(plain).name, names)
+    shown = close or sorted(one for one in names if one.endswith("quickstart"))
+    known = f", such as {', '.join(shown[:SHOWN])}" if shown else "; this installation has no configs"
+    fix = f"write --from {close[0]}, or give the path of a YAML file" if close else "give the path of a YAML file"
     raise UserError(Problem(key="--from", found=name, expected=f"a config{known}", fix=fix))
+
+
+def _close(name: str, names: Sequence[str]) -> list[str]:
+    """The names that may be meant: first those that begin with what was typed, then those that have it inside; if there
+    are none, those that are spelt alike, as a whole or up to their first hyphen. Quickstarts come first."""
+    import difflib
+
+    typed = name.lower().replace("_", "-")
+    ordered = sorted(names, key=lambda one: (not one.endswith("quickstart"), one != FIRST, one))
+    found = [one for one in ordered if one.startswith(typed)] + [one for one in ordered if typed in one]
+    if not found:
+        parts = difflib.get_close_matches(typed.partition("-")[0], {one.partition("-")[0] for one in names})
+        found = difflib.get_close_matches(typed, names)
+        found += [one for part in parts for one in ordered if one.partition("-")[0] == part]
+    return list(dict.fromkeys(found)) if typed else []
