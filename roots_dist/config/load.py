@@ -52,6 +52,9 @@ def read(path: str | Path, overrides: Sequence[str] = (), named: Sequence[str] |
     """Load like `load`, and remember where each value came from. `named` are the extensions that a person has named
     beside the overrides, if the file is that of a run's folder, which may come from anybody; None if the file is
     theirs."""
+    if isinstance(overrides, str):
+        expected, fix = "a list of texts", f"write overrides=[{overrides!r}]"
+        raise ConfigError([Problem(key="overrides", found=overrides, expected=expected, fix=fix)])
     tree, origins = text.parse_file(Path(path))
     problems: list[Problem] = []
     if (meant := joined(overrides)) is not None:

@@ -258,6 +258,11 @@ def test_a_change_takes_values_as_python_has_them(tmp_path):
         found.train.steps = 6
 
 
+def test_overrides_are_a_list_and_no_text(write):
+    (problem,) = refused(write(""), "optim.lr=1")
+    assert str(problem) == ("overrides = 'optim.lr=1': expected a list of texts. Fix: write overrides=['optim.lr=1'].")
+
+
 def test_all_mistakes_come_at_once(write):
     problems = refused(write("optim: {lrr: 1}\nmodel: {layers: -1, heads: x}\n"), ["train.stepss=4", "nonsense"])
     assert {p.key for p in problems} == {"optim.lrr", "model.layers", "model.heads", "train.stepss", "nonsense"}
