@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from roots_dist.errors import EnvironmentProblem
+from roots_dist.slurm_lists import first_host, tasks_per_node
 
 # launcher -> (rank, world size, local rank, local size). The first whose rank is set is used: torchrun comes first
 # because under `srun torchrun` the Slurm variables are set too, and they count nodes, not processes.
@@ -188,6 +189,18 @@ def threads() -> int | None:
     return int(first)
 
 
+SPINS = "10000"
+"""Turns that an idle thread of OpenMP waits awake: fractions of a millisecond. The library's own 300,000 are some
+milliseconds at the end of each operation, wherever another program has the core that the last thread needs."""
+
+
+def let_threads_sleep() -> None:
+    """Have OpenMP's threads wait awake for a short time only, unless the user has said how they wait. Called before
+    torch is imported, which reads it once."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        export({"GOMP_SPINCOUNT": SPINS}, replace=False)
+
+
 def threads_per_process(asked: int | None, local_size: int) -> int:
     """CPU threads of each of this machine's processes: what the config asks for, else OMP_NUM_THREADS, else an equal
     share of the cores."""
@@ -214,28 +227,6 @@ def gpus(environ: Mapping[str, str] | None = None) -> int:
 def has_cpp_compiler() -> bool:
     """True if the C++ compiler that torch.compile calls is found: CXX, or g++."""
     return shutil.which(os.environ.get("CXX", "g++")) is not None
-
-
-def first_host(nodelist: str) -> str:
-    """First host of a Slurm node list: `n[01-03,07],gpu5` -> n01, `r[1-2]n[3-4]` -> r1n3."""
-    depth, end = 0, len(nodelist)
-    for i, letter in enumerate(nodelist):
-        depth += (letter == "[") - (letter == "]")
-        if letter == "," and depth == 0:
-            end = i
-            break
-    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", nodelist[:end])
-
-
-def tasks_per_node(short: str) -> list[int]:
-    """Expand Slurm's compact counts: `2(x3),1` -> [2, 2, 2, 1]."""
-    counts: list[int] = []
-    for part in short.split(","):
-        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
-        if match is None:
-            raise _error(f"SLURM_TASKS_PER_NODE = {short}", "a list such as 2(x3),1", "start the job with srun")
-        counts += [int(match[1])] * int(match[2] or 1)
-    return counts
 
 
 def _in_slurm_step(environ: Mapping[str, str]) -> bool:

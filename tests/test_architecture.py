@@ -14,7 +14,18 @@ PACKAGE = Path(__file__).parents[1] / "roots_dist"
 FLOORS = (
     (
         "facts",
-        ("errors", "files", "idx_format", "failures", "environment", "scrub", "layout", "logs", "cluster_profile"),
+        (
+            "errors",
+            "slurm_lists",
+            "files",
+            "idx_format",
+            "failures",
+            "environment",
+            "scrub",
+            "layout",
+            "logs",
+            "cluster_profile",
+        ),
     ),
     ("facts of a run", ("schedule", "config", "accounting", "checks")),
     ("the live world", ("world",)),

@@ -116,9 +116,11 @@ def _refuse_invisible(words: Sequence[str]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `roots` and `python -m roots_dist`. deepspeed's launcher begins with --local_rank=N."""
+    from roots_dist import environment
     from roots_dist.errors import UserError
     from roots_dist.logs import open_closed_streams, outliving_readers
 
+    environment.let_threads_sleep()
     open_closed_streams()
     words = [word for word in (sys.argv[1:] if arguments is None else arguments) if not LAUNCHERS_OWN.match(word)]
     try:

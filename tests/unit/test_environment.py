@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from types import SimpleNamespace
 
 import pytest
 
 from roots_dist import environment
-from roots_dist.environment import discover, first_host, tasks_per_node
+from roots_dist.environment import discover, let_threads_sleep
 from roots_dist.errors import EnvironmentProblem
+from roots_dist.slurm_lists import first_host, tasks_per_node
 
 TORCHRUN = {
     "RANK": "5",
@@ -138,6 +140,20 @@ def test_an_mpi4py_of_another_mpi_than_mpiruns_is_named(monkeypatch):
 )
 def test_first_host_of_slurms_short_form(nodelist, host):
     assert first_host(nodelist) == host
+
+
+@pytest.mark.parametrize(
+    "said, wanted",
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "5"}, "5"), ({"OMP_WAIT_POLICY": "active"}, None)],
+    ids=["nothing", "a number", "a policy"],
+)
+def test_threads_wait_awake_for_a_short_time_unless_a_user_says_how(said, wanted, monkeypatch):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+        if name in said:
+            monkeypatch.setenv(name, said[name])
+    let_threads_sleep()
+    assert os.environ.get("GOMP_SPINCOUNT") == wanted
 
 
 def test_tasks_per_node():
