@@ -343,7 +343,7 @@ def test_csv_may_have_long_texts_but_not_two_columns_of_one_name(place):
     with pytest.raises(DataError, match="rows.csv:1 = 'text': expected a name of its own"):
         open_examples(written(place, ["text,text,label", "a,b,yes"], "rows.csv"), c)
     with pytest.raises(
-        DataError, match="rows.csv:3 = 'a row': expected one of csv"
+        DataError, match="rows.csv:3: no row of csv .*; expected one. Fix: correct"
     ):  # where it begins, not where the file ends
         open_examples(written(place, ["text,label", "a,yes", '"b,yes', "c,yes"], "rows.csv"), c)
 
@@ -373,7 +373,7 @@ def test_quotes_in_a_tsv_are_characters_unless_every_field_that_has_some_is_quot
 def test_a_line_of_tsv_with_other_fields_is_refused_whatever_quotes_mean(place):
     with pytest.raises(
         DataError,
-        match=r"rows.tsv:3 = '3 fields': expected 2, as in the first line. Fix: quote the fields that contain a tab",
+        match=r"rows.tsv:3: 3 fields; expected 2, as in the first line. Fix: quote the fields that contain a tab",
     ):
         list(rows(written(place, ["text\tlabel", '"a\t1', "b\tc\t0"], "rows.tsv")))
 

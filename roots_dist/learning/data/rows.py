@@ -21,7 +21,7 @@ from types import MappingProxyType
 from typing import Any, BinaryIO, Literal, TextIO, cast
 
 from roots_dist.config.extensions import OwnReader
-from roots_dist.errors import DataError, Problem, missing_package, present
+from roots_dist.errors import DataError, FileProblem, Problem, missing_package, present
 from roots_dist.files import where, why
 from roots_dist.learning.data.archives import OPENERS, DamagedArchive, open_bytes
 from roots_dist.learning.data.json_objects import BLANK, DECODER, parsed_object
@@ -258,7 +258,7 @@ def _table(delimiter: str, name: str) -> Reader:
                 line = reader.line_num
                 if None in values:
                     columns = len(reader.fieldnames or ())
-                    problem = Problem(
+                    problem = FileProblem(
                         key=f"{file}:{line}", found=f"{columns + len(values[None])} fields",
                         expected=f"{columns}, as in the first line", fix=f"quote the fields that contain a {name}",
                     )  # fmt: skip
@@ -266,12 +266,12 @@ def _table(delimiter: str, name: str) -> Reader:
                     continue
                 yield line, values
         except csv.Error as error:
-            problem = Problem(
-                key=f"{file}:{line + 1}", found="a row", expected=f"one of csv ({error})", fix="correct this line"
-            )
+            found, fix = f"no row of csv ({error})", "correct this line"
+            problem = FileProblem(key=f"{file}:{line + 1}", found=found, expected="one", fix=fix)
             raise DataError(problem) from error
         except UnicodeDecodeError as error:
-            problem = Problem(key=file, found="bytes", expected=f"UTF-8 ({error.reason})", fix="save the file as UTF-8")
+            found, fix = f"no UTF-8 ({error.reason})", "save the file as UTF-8"
+            problem = FileProblem(key=file, found=found, expected="a text in UTF-8", fix=fix)
             raise DataError(problem) from error
 
     return read
