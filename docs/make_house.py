@@ -17,7 +17,7 @@ ROOMS = {
     "idx_format": "corpus header",
     "failures": "rank reports",
     "environment": "launcher variables",
-    "slurm_lists": "lists of nodes",
+    "slurm": "its lists",
     "scrub": "hides secrets",
     "layout": "who is where",
     "logs": "from rank 0",

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from roots_dist.errors import EnvironmentProblem
-from roots_dist.slurm_lists import first_host, tasks_per_node
+from roots_dist.slurm import first_host, tasks_per_node
 
 # launcher -> (rank, world size, local rank, local size). The first whose rank is set is used: torchrun comes first
 # because under `srun torchrun` the Slurm variables are set too, and they count nodes, not processes.

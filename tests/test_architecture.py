@@ -16,7 +16,7 @@ FLOORS = (
         "facts",
         (
             "errors",
-            "slurm_lists",
+            "slurm",
             "files",
             "idx_format",
             "failures",

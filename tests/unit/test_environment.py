@@ -11,7 +11,7 @@ import pytest
 from roots_dist import environment
 from roots_dist.environment import discover, let_threads_sleep
 from roots_dist.errors import EnvironmentProblem
-from roots_dist.slurm_lists import first_host, tasks_per_node
+from roots_dist.slurm import first_host, tasks_per_node
 
 TORCHRUN = {
     "RANK": "5",
