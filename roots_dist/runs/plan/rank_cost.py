@@ -333,7 +333,10 @@ def _stage_cost(
     for p in users.keys() - uncut:
         (own if len(users[p]) == 1 else shared)[users[p][0]] += bytes_of[p]
     return StageCost(
-        passes={kind: replace(one, handed_on=meter.handed_on(kind, own, shared)) for kind, one in meter.passes.items()},
+        passes={
+            kind: one if kind is Kind.FORWARD else replace(one, handed_on=meter.handed_on(kind, own, shared))
+            for kind, one in meter.passes.items()
+        },
         saved_bytes=saved_bytes if is_trained else 0,  # tensors without a gradient are not saved
         deferred_bytes=deferred_bytes if split_backward else 0,
         input_bytes=input_bytes,

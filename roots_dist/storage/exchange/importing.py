@@ -63,7 +63,7 @@ def import_model(folder: Path, run: Path, generator: Path | None = None) -> str:
     with new_folder(run) as partial:
         copy_tokenizer(folder, partial, beyond)
         (partial / CONFIG_FILE).write_text(to_yaml(config), encoding="utf-8")
-        dtype = tree.get("dtype") or tree.get("torch_dtype")
+        dtype = dtype_of(tree)
         origin = {"imported_from": str(folder), "generator": generator and str(generator)}
         write_json(
             partial / ORIGIN, origin | {"architecture": head.architecture, "dtype": dtype, "version": __version__}
