@@ -100,6 +100,7 @@ def build_model(
     for p in params:
         p.tensor.grad_dtype = gradient_dtype(config)  # autograd adds in it, and keeps .grad in it
     if exact is not None:
+        exact.of_cut_experts = frozenset(p.tensor for p in params if p.spec.of_expert and mesh.ep.size > 1)
         exact.uses = {p.tensor: users for p in params if len(users := users_of(p.name, specs)) > 1}
         exact.stages = Counter(parameter for stage in stages.values() for parameter in stage.parameters())
         for name, piece in built.items():
@@ -143,7 +144,7 @@ def exact_of(config: Config, mesh: Mesh) -> Exact | None:
     degrees = config.train.exact
     if degrees is None:
         return None
-    return Exact(degrees.tensor, mesh.tp.size, degrees.data, mesh.dp.size, degrees.context, mesh.cp)
+    return Exact(degrees.tensor, mesh.tp.size, degrees.data, mesh.dp.size, degrees.context, mesh.cp, ep=mesh.ep)
 
 
 def _enter(exact: Exact, name: str, piece: nn.Module, args: object) -> None:

@@ -30,6 +30,21 @@ def check(config: Config, layout: Layout, batches: Sequence[int]) -> Iterator[Pr
             expected="a number with train.exact: sums of a CPU depend on its threads, which follow the layout else",
             fix="set advanced.threads=1",
         )
+    if 1 < layout.ep < layout.cp and exact.data > layout.dp:
+        yield Problem(
+            key="parallel.ep",
+            found=layout.ep,
+            expected=f"1, or a multiple of parallel.cp = {layout.cp} where a data rank has several data shards "
+            f"(train.exact.data = {exact.data} on {layout.dp}): experts add up whole texts",
+            fix=f"use {layout.cp}, or set train.exact.data={layout.dp}",
+        )
+    if layout.ep > 1 and config.train.recheck_every:
+        yield Problem(
+            key="train.recheck_every",
+            found=config.train.recheck_every,
+            expected="0 with parallel.ep above 1, where no rank computes a microbatch alone",
+            fix="leave it out, or set parallel.ep=1",
+        )
     yield from _refused(config, layout)
 
 
@@ -147,7 +162,6 @@ def _refused(config: Config, layout: Layout) -> Iterator[Problem]:
         ("model.family", m.family, m.family in config.extension.families, "a family of the package"),
         ("optim.optimizer", rule, rule in config.extension.optimizers, "a rule of the package"),
         ("parallel.schedule", p.schedule, p.schedule in config.extension.schedules, "a schedule of the package"),
-        ("parallel.ep", p.ep, p.ep > 1, "1"),
         ("model.qk_norm", m.qk_norm, m.qk_norm == "whole", "head, or none"),
         ("model.kv_lora_rank", m.kv_lora_rank, m.kv_lora_rank is not None, "none"),
         ("model.branches", m.branches, m.has_parallel_branches(), "sequential"),

@@ -9,11 +9,13 @@ of has four levels, in this order: uses of one parameter by several pieces (a ti
 for norms, heads for what heads share), context shards, data shards. What a rank does not hold of a level is added by
 the ranks of its axis. A data shard's gradient joins the sum when its last backward pass has ended, so that of D of them
 log2(D) sums are held; where other ranks hold uses, parts or context shards of it that are added first, at the end of
-the step.
+the step. Experts that are cut over ranks (parallel.ep) compute the tokens of all these ranks, and have the gradients of
+the shards of all of them.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -55,6 +57,10 @@ class Exact:
     """The piece whose forward pass is computed; the hooks of assembly/rank_model.py tell it."""
     uses: dict[nn.Parameter, tuple[str, ...]] = field(default_factory=dict)
     """All pieces of the model that use a parameter of this rank, in order, if they are several."""
+    ep: Axis = SINGLE
+    """The expert-parallel axis: ranks that send tokens to the experts of this one."""
+    of_cut_experts: frozenset[nn.Parameter] = frozenset()
+    """Parameters of experts that other ranks of ep do not hold."""
     ties: dict[str, Axis] = field(default_factory=dict)
     """The axis over the stages of one data rank that hold a parameter, for each parameter that several stages hold."""
     apart: frozenset[nn.Parameter] = frozenset()
@@ -87,6 +93,19 @@ class Exact:
     def contexts(self) -> int:
         """Context shards of each context rank."""
         return self.context // self.cp.size
+
+    @property
+    def senders_of_text(self) -> int:
+        """Ranks of ep that hold positions of the same texts."""
+        return min(self.ep.size, self.cp.size)
+
+    def texts_of(self, parameter: nn.Parameter) -> int:
+        """Number of data ranks whose texts this rank computes with a parameter."""
+        return self.ep.size // self.senders_of_text if parameter in self.of_cut_experts else 1
+
+    def contexts_of(self, parameter: nn.Parameter) -> int:
+        """Number of context shards of these texts that it computes with it."""
+        return self.contexts * (self.senders_of_text if parameter in self.of_cut_experts else 1)
 
     @property
     def adds_contexts_first(self) -> bool:
@@ -129,11 +148,13 @@ class Exact:
             if self._passes[parameter, data] == self._per_shard * self.stages[parameter]:
                 if self._plain.get(parameter, 0) == data:
                     self._put_aside(parameter)
-                for context in range(self.contexts):
-                    gradient = _sum_of_parts(self._parts(parameter, data, context))
+                contexts = self.contexts_of(parameter)
+                shards = [data + text * self.data_shards for text in range(self.texts_of(parameter))]
+                for shard, context in itertools.product(shards, range(contexts)):
+                    gradient = _sum_of_parts(self._parts(parameter, shard, context))
                     if gradient is None:  # no backward pass has reached it
                         gradient = torch.zeros_like(parameter, dtype=parameter.grad_dtype)
-                    self._sums[parameter].add(data * self.contexts + context, gradient)
+                    self._sums[parameter].add(shard * contexts + context, gradient)
 
     def _put_aside(self, parameter: nn.Parameter) -> None:
         if parameter.grad is not None:
@@ -146,10 +167,14 @@ class Exact:
         pieces = self.uses.get(parameter)
         return None if pieces is None else pieces.index(self.piece)
 
-    def gradient(self, parameter: nn.Parameter, part: int = 0, use: int | None = None, context: int = 0) -> Tensor:
-        """The gradient of the selected data shard to which a part or a use of a parameter is to be added."""
+    def gradient(
+        self, parameter: nn.Parameter, part: int = 0, use: int | None = None, context: int = 0, sender: int = 0
+    ) -> Tensor:
+        """The gradient of the selected data shard to which a part or a use of a parameter is to be added. sender: the
+        rank of ep whose tokens give it, and which has numbered data shard and context shard among its own."""
         found = self._kept[parameter]
-        key = Key(self._data, context, part, use or 0)
+        text, place = divmod(sender, self.senders_of_text)
+        key = Key(text * self.data_shards + self._data, place * self.contexts + context, part, use or 0)
         if key not in found:
             found[key] = torch.zeros_like(parameter, dtype=parameter.grad_dtype)
         return found[key]
@@ -171,32 +196,46 @@ class Exact:
         learned = [p for p in params if p.tensor.requires_grad]
         for p in learned:
             self._put_aside(p.tensor)
-        complete = {p: self._sums[p.tensor].total() for p in learned if p.tensor in self._sums}
-        others = [p for p in learned if p not in complete]
-        sums: dict[Param, list[Tensor]] = {p: [] for p in others}
-        for data in range(self.data_shards):
-            found: dict[Param, list[Tensor]] = {p: [] for p in others}
-            for context in range(self.contexts):
-                for p in sorted(others, key=lambda p: p.name):
-                    p.tensor.grad = self._of_shard(p, data, context, self.ties.get(p.name))
-                _sum_over_tensor_ranks(others)
-                for p in others:
-                    found[p].append(ensure_grad(p))
-                    p.tensor.grad = None
-            of_texts = [tree_sum(found.pop(p)) for p in others]
-            for p, gradient in zip(others, self._of_whole_texts(of_texts)):
-                sums[p].append(gradient)
+        sums = {p: self._sums[p.tensor].total() for p in learned if p.tensor in self._sums}
+        others = [p for p in learned if p not in sums]
+        for are_cut in (False, True):
+            sums |= self._sums_of([p for p in others if (p.tensor in self.of_cut_experts) == are_cut])
         for p in learned:
-            p.tensor.grad = complete[p] if p in complete else tree_sum(sums.pop(p))
-            if self.adds_contexts_first and self.cp.rank:  # a sum that the first context rank has already
+            p.tensor.grad = sums.pop(p)
+            if self._has_added_contexts(p.tensor) and self.cp.rank:  # a sum that the first context rank has already
                 p.tensor.grad.zero_()
         self._kept.clear()
         self._sums.clear()
 
+    def _sums_of(self, params: Sequence[Param]) -> dict[Param, Tensor]:
+        """The sum of all that is kept of parameters with equally many shards. Collective as `collect`."""
+        if not params:
+            return {}
+        first = params[0].tensor
+        sums: dict[Param, list[Tensor]] = {p: [] for p in params}
+        for data in range(self.texts_of(first) * self.data_shards):
+            found: dict[Param, list[Tensor]] = {p: [] for p in params}
+            for context in range(self.contexts_of(first)):
+                for p in sorted(params, key=lambda p: p.name):
+                    p.tensor.grad = self._of_shard(p, data, context, self.ties.get(p.name))
+                _sum_over_tensor_ranks(params)
+                for p in params:
+                    found[p].append(ensure_grad(p))
+                    p.tensor.grad = None
+            of_texts: Sequence[Tensor] = [tree_sum(found.pop(p)) for p in params]
+            if self._has_added_contexts(first):
+                of_texts = self._of_whole_texts(of_texts)
+            for p, gradient in zip(params, of_texts):
+                sums[p].append(gradient)
+        return {p: tree_sum(sums.pop(p)) for p in params}
+
+    def _has_added_contexts(self, parameter: nn.Parameter) -> bool:
+        """True if context ranks have summed, or are to sum, a parameter's gradient data shard by data shard. What has
+        been sent to a cut expert comes from all of them (checks/exact.py)."""
+        return self.adds_contexts_first and parameter not in self.of_cut_experts
+
     def _of_whole_texts(self, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
-        """One data shard's gradients, of this rank's context shards -> of all of them, if they are added now."""
-        if not self.adds_contexts_first or not gradients:
-            return gradients
+        """One data shard's gradients, of this rank's context shards -> of all of them."""
         flat = tree_all_reduce(torch.cat([gradient.flatten() for gradient in gradients]), self.cp)
         summed = flat.split([gradient.numel() for gradient in gradients])
         return [piece.view_as(gradient) for piece, gradient in zip(summed, gradients)]

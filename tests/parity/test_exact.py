@@ -136,6 +136,8 @@ def test_an_exact_run_computes_what_a_plain_one_does(model, degrees):
     assert max(far.values()) < 1e-10, max(far, key=far.get)
 
 
+CUT = dict(model__layers=2, model__experts=8, model__expert_ffn=36)
+"""Experts of widths for which no grouped kernel is there: 18 on each of two tensor ranks."""
 SAMPLE = [
     ("gpt", (2, 2), dict(dp=2, tp=2, sequence_parallel=True, zero_stage=1)),
     ("llama", (4, 2), dict(tp=2, pp=2, schedule="zb-h1", train__precision="bf16", model__tied_embeddings=True)),
@@ -147,6 +149,7 @@ SAMPLE = [
     ("gpt", (2, 2, 2), dict(cp=2, train__global_batch=4, model__layers=2)),
     ("qwen-moe", (4, 1), DEEPSEEK | dict(tp=2, pp=2, schedule="zb-h1", train__global_batch=2, model__layers=2)),
     ("mixtral", (1, 1, 2), dict(cp=2, train__global_batch=2, model__layers=2)),
+    ("mixtral", (2, 4), dict(dp=2, ep=2, tp=2, zero_stage=1) | CUT),
 ]
 MODELS = {
     "gpt": dict(model__heads=8),
@@ -155,8 +158,8 @@ MODELS = {
     "bert": dict(model__heads=8),
     "t5": dict(model__heads=8, model__head_dim=4, model__layers=2, model__decoder_layers=2),
     "electra": dict(generator__heads=8, generator__layers=1),
-    "mixtral": {},
-    "qwen-moe": DEEPSEEK,
+    "mixtral": dict(model__experts=8),
+    "qwen-moe": DEEPSEEK | dict(model__experts=12),
 }
 """The models of the table, and what lets eight shards divide them."""
 ALONE = "one process"
@@ -200,6 +203,25 @@ TABLE = {
     (1, 1, "eight stages"): {"pp 4, interleaved": dict(pp=4, schedule="interleaved", virtual_stages=2)},
 }
 """Degrees -> layouts in words, each of which must have the bits of one process with these degrees."""
+OF_EXPERTS = {
+    (1, 8): {
+        "dp 4, ep 4, ZeRO 0": dict(dp=4, ep=4, zero_stage=0),
+        "dp 8, ep 4, ZeRO 2": dict(dp=8, ep=4, zero_stage=2),
+    },
+    (4, 2): {
+        "tp 2, SP × pp 2, zb-h1 × dp 2, ep 2, ZeRO 1": dict(
+            tp=2, pp=2, dp=2, ep=2, sequence_parallel=True, zero_stage=1, schedule="zb-h1"
+        ),
+    },
+    (2, 2, 4): {
+        "cp 4, ep 2": dict(cp=4, ep=2),
+        "cp 2 × dp 2, ep 4, ZeRO 3": dict(cp=2, dp=2, ep=4, zero_stage=3),
+        "tp 2, SP × cp 4, ep 4, blocks recomputed": dict(
+            tp=2, cp=4, ep=4, sequence_parallel=True, train__recompute="full"
+        ),
+    },
+}
+"""More layouts, of models that have experts."""
 BATCHES = {8: 8, 2: 4, 1: 4}
 """Data shards -> microbatches of a step."""
 STEPS = 20
@@ -225,7 +247,8 @@ def test_no_bit_depends_on_any_layout(model, precision, degrees, record_property
     assert len(set(map(str, alone))) == STEPS  # each step changes something
     record_property(ALONE, digest_of_run(alone))
     differ = {}
-    for name, changes in TABLE[degrees].items():
+    layouts = TABLE[degrees] | (OF_EXPERTS.get(degrees, {}) if "model__experts" in values else {})
+    for name, changes in layouts.items():
         found = bits(model, degrees, STEPS, values | changes)
         record_property(name, digest_of_run(found))
         differ[name] = first_difference(alone, found)
@@ -457,6 +480,9 @@ def test_a_resume_keeps_what_decides_the_bits(tmp_path):
         refuse_other_bits(tmp_path, begun, "cuda")
 
 
+MIXTURE = {"model.experts": 4, "model.mlp_bias": False}
+
+
 @pytest.mark.parametrize(
     "changes, words",
     [
@@ -467,12 +493,16 @@ def test_a_resume_keeps_what_decides_the_bits(tmp_path):
         ),
         ({"parallel.cp": 2, "parallel.cp_kind": "heads"}, "parallel.cp_kind = 'heads'"),
         (
-            {"parallel.ep": 2, "model.experts": 4, "model.mlp_bias": False},
-            "parallel.ep = 2: expected 1 with train.exact, because its sums may follow the layout",
-        ),
-        (
             {"train.exact": {"context": 2}, "objective.name": "classify", "finetune.labels": ["a"]},
             "objective of tokens",
+        ),
+        (
+            MIXTURE | {"parallel.cp": 4, "parallel.ep": 2, "train.exact": {"data": 4, "context": 4}},
+            "parallel.ep = 2: expected 1, or a multiple of parallel.cp = 4 where a data rank has several data shards",
+        ),
+        (
+            MIXTURE | {"parallel.ep": 2, "train.recheck_every": 5},
+            "train.recheck_every = 5: expected 0 with parallel.ep above 1",
         ),
         ({"advanced.extensions": [str(LATE)], "parallel.schedule": "all-at-once"}, "parallel.schedule"),
     ],

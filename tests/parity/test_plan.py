@@ -259,6 +259,10 @@ LAYOUTS = {
         2,
         {"tp": 2, "sequence_parallel": True, "train__exact": {"tensor": 4}, "train__micro_batch": 1, **MIXTURE},
     ),
+    "exact, DP2 EP2": (
+        2,
+        {"dp": 2, "ep": 2, "zero_stage": 1, "train__exact": {"data": 4}, "train__micro_batch": 1, **MIXTURE},
+    ),
     "exact, CP2": (
         2,
         {"cp": 2, "zero_stage": 0, "train__exact": {"context": 4}, "train__micro_batch": 1, "train__global_batch": 4},
@@ -270,7 +274,7 @@ LAYOUTS = {
     ),
     "PP2 DP2 ZeRO-2, bf16": (4, {"pp": 2, "dp": 2, "zero_stage": 2, "train__precision": "bf16"}),
 }
-LONGER = ("DP2 EP2 ZeRO-2", "DP4 EP2 ZeRO-3", "exact, TP2 SP, experts", "exact, CP2")
+LONGER = ("DP2 EP2 ZeRO-2", "DP4 EP2 ZeRO-3", "exact, TP2 SP, experts", "exact, DP2 EP2", "exact, CP2")
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -36,7 +37,7 @@ from roots_dist.parallel.tensor.exact import (
     join_contexts,
     spread,
 )
-from roots_dist.parallel.tensor.grouped import Groups, grouped_linear, pack
+from roots_dist.parallel.tensor.grouped import Groups, grouped_linear, of_whole_vectors, pack
 from roots_dist.parallel.tensor.linear import column_parallel
 from roots_dist.world.batch import MicroBatch, Term
 from roots_dist.world.mesh import SINGLE
@@ -228,8 +229,12 @@ class Experts(nn.Module):
         have a gradient all the same: 0."""
         per_token, order, places, route = choice.experts.shape[1], choice.order, choice.places, choice.route
         sent: Tensor = _Sent.apply(part.tokens, order, places, per_token)  # type: ignore[no-untyped-call] # torch types no apply
-        products = self._products(part.shard, self._mlps(), route.send(sent), route.groups)
-        outputs = route.bring_back(products)
+        mlps = self._mlps()
+
+        def product(sender: int, rows: Tensor, groups: Groups) -> Tensor:
+            return self._products(replace(part.shard, sender=sender), mlps, rows, groups)
+
+        outputs = route.bring_back(route.by_groups(product, route.send(sent)))
         returned: Tensor = Permuted.apply(outputs, places, order)  # type: ignore[no-untyped-call] # torch types no apply
         weights = part.routing.weights.to(outputs.dtype).unsqueeze(1)  # [T, 1, K]
         return torch.bmm(weights, returned.unflatten(0, (-1, per_token))).squeeze(1)
@@ -238,8 +243,9 @@ class Experts(nn.Module):
     def _products(shard: RegionShard, mlps: Sequence[MLP], x: Tensor, groups: Groups) -> Tensor:
         """[M, D] -> [M, D]: what the shard's columns of each MLP make of its rows."""
         one = mlps[0]
+        function = one.function if shard.tp.exact is None else partial(of_whole_vectors, one.function)
         wide = grouped_linear(shard, groups, list(zip(*(mlp.widenings() for mlp in mlps))), x)
-        inputs, activation = (wide, one.function) if one.recompute else ((one.function(*wide),), None)
+        inputs, activation = (wide, function) if one.recompute else ((function(*wide),), None)
         return grouped_linear(shard, groups, [[mlp.down for mlp in mlps]], *inputs, activation=activation)[0]
 
     def _shared(self, mlp: MLP, part: _Part, batch: MicroBatch) -> Tensor:

@@ -6,12 +6,13 @@
 Each rank of ep holds experts / ep neighbouring experts. Backward goes the same ways round: gradients of outputs to the
 experts, gradients of tokens back. So the gradient of an expert's weights is that of all tokens of the ranks of ep. In
 the parts that are sent, sizes differ: ranks tell them each other first, and the host waits for them, once in a layer
-and microbatch. Without ep nothing is sent, and nothing waits.
+and microbatch. Without ep nothing is sent, and nothing waits. In an exact run (world/exact.py) experts compute the
+tokens of each rank apart, in products of the shapes that they have on a rank that holds all experts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from roots_dist.parallel.tensor.collectives import TensorParallel
+from roots_dist.parallel.tensor.exact import join, split
 from roots_dist.parallel.tensor.grouped import Groups, even
 
 
@@ -63,29 +65,40 @@ class Route:
     """The destinations of copies of tokens, and which rows the experts here get."""
 
     tp: TensorParallel
-    groups: Groups
-    """The groups of the experts of this rank."""
+    groups: Sequence[Groups]
+    """The rows of the experts of this rank: of all that arrive, or in an exact run of what each rank sends."""
     sent: Sequence[int] = ()
     """Rows to each rank of ep."""
     received: Sequence[int] = ()
     """Rows from each rank of ep."""
     order: Tensor | None = None
-    """int64 [M]: the rows that arrive, in the order of experts; None if nothing is sent."""
+    """int64 [M]: the rows that arrive, in the order of experts; None if they are in this order, or each rank's are."""
     places: Tensor | None = None
     """Its inverse."""
 
     def send(self, copies: Tensor) -> Tensor:
         """[N, D] -> [M, D]. Collective over ep."""
-        if self.order is None:
+        if self.tp.ep.size == 1:
             return copies
-        arrived = _AllToAll.apply(copies, self.tp, self.sent, self.received)  # type: ignore[no-untyped-call] # torch types no apply
+        arrived: Tensor = _AllToAll.apply(copies, self.tp, self.sent, self.received)  # type: ignore[no-untyped-call] # torch types no apply
+        if self.order is None:
+            return arrived
         return Permuted.apply(arrived, self.order, self.places)  # type: ignore[no-any-return,no-untyped-call] # as above
+
+    def by_groups(self, product: Callable[[int, Tensor, Groups], Tensor], arrived: Tensor) -> Tensor:
+        """[M, D] -> [M, D]: the product of the rows of each of the groups, given its number."""
+        if len(self.groups) == 1:
+            return product(0, arrived, self.groups[0])
+        parts = split(arrived, self.received, 0)
+        return join([product(number, *of_rank) for number, of_rank in enumerate(zip(parts, self.groups))], 0)
 
     def bring_back(self, outputs: Tensor) -> Tensor:
         """[M, D] -> [N, D]. Collective over ep."""
-        if self.order is None:
+        if self.tp.ep.size == 1:
             return outputs
-        leaving = Permuted.apply(outputs, self.places, self.order)  # type: ignore[no-untyped-call] # torch types no apply
+        leaving = outputs
+        if self.order is not None:
+            leaving = Permuted.apply(outputs, self.places, self.order)  # type: ignore[no-untyped-call] # torch types no apply
         return _AllToAll.apply(leaving, self.tp, self.received, self.sent)  # type: ignore[no-any-return,no-untyped-call] # as above
 
 
@@ -94,7 +107,7 @@ def route_of(experts: Tensor, num_experts: int, tp: TensorParallel) -> Route:
     every = torch.arange(num_experts, device=experts.device)
     ends = torch.searchsorted(experts, every, right=True)
     if tp.ep.size == 1:
-        return Route(tp, Groups(ends.to(torch.int32), len(experts)))
+        return Route(tp, [Groups(ends.to(torch.int32), len(experts))])
     here = num_experts // tp.ep.size
     counts = ends.diff(prepend=ends.new_zeros(1))
     told = torch.empty_like(counts)
@@ -107,14 +120,17 @@ def route_of(experts: Tensor, num_experts: int, tp: TensorParallel) -> Route:
         going, coming = (_of_ranks(numbers, here) for numbers in torch.stack([counts, told]).tolist())
     tp.watch.lap("ep")
     sent, received = ([sum(of_rank) for of_rank in numbers] for numbers in (going, coming))
-    sizes = [sum(of_expert) for of_expert in zip(*coming)]
     arriving = told.view(tp.ep.size, here)  # from each rank, for each expert
+    if tp.exact is not None:
+        ends = arriving.cumsum(1).to(torch.int32)
+        return Route(tp, list(map(Groups, ends, received, coming)), sent, received)
+    sizes = [sum(of_expert) for of_expert in zip(*coming)]
     expert_of_row = torch.repeat_interleave(
         every[:here].repeat(tp.ep.size), arriving.flatten(), output_size=sum(received)
     )
     order = expert_of_row.argsort(stable=True)
     groups = Groups(arriving.sum(0).cumsum(0).to(torch.int32), sum(received), sizes)
-    return Route(tp, groups, sent, received, order, order.argsort())
+    return Route(tp, [groups], sent, received, order, order.argsort())
 
 
 def _of_ranks(numbers: Sequence[int], here: int) -> list[Sequence[int]]:

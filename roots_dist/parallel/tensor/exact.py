@@ -42,6 +42,8 @@ class Shard:
     use: int | None = None
     context: int = 0
     """The context shard that gives it, among those of this rank."""
+    sender: int = 0
+    """The rank of ep whose tokens give it, if other ranks send some."""
 
     @property
     def view(self) -> Tensor:
@@ -55,7 +57,7 @@ class Shard:
     @property
     def grad(self) -> Tensor:
         """The tensor to which its gradient is added in place."""
-        return self.exact.gradient(self.parameter, self.part, self.use, self.context)[self.index]
+        return self.exact.gradient(self.parameter, self.part, self.use, self.context, self.sender)[self.index]
 
     def recorded(self) -> Tensor:
         """Its values for autograd, which adds their gradient to `grad`."""
@@ -68,9 +70,13 @@ class Shard:
 
 def aligned(x: Tensor) -> Tensor:
     """x itself, or a copy if it does not lie in memory as a tensor of its own would."""
-    if x.is_contiguous() and x.data_ptr() % ALIGNMENT == 0:
+    if x.is_contiguous() and begins_aligned(x):
         return laid_out(x)
     return x.clone(memory_format=torch.contiguous_format)
+
+
+def begins_aligned(x: Tensor) -> bool:
+    return x.data_ptr() % ALIGNMENT == 0
 
 
 def laid_out(x: Tensor) -> Tensor:
@@ -81,9 +87,9 @@ def laid_out(x: Tensor) -> Tensor:
 
 class _Split(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, num: int, dim: int, lying: torch.memory_format) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, x: Tensor, sizes: Sequence[int], dim: int, lying: torch.memory_format) -> tuple[Tensor, ...]:
         ctx.dim = dim
-        return tuple(part.clone(memory_format=lying) for part in x.chunk(num, dim))
+        return tuple(part.clone(memory_format=lying) for part in x.split(list(sizes), dim))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
@@ -93,20 +99,21 @@ class _Split(torch.autograd.Function):
 class _Join(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, dim: int, lying: torch.memory_format, *parts: Tensor) -> Tensor:
-        ctx.num, ctx.dim, ctx.lying = len(parts), dim, lying
+        ctx.sizes, ctx.dim, ctx.lying = [part.shape[dim] for part in parts], dim, lying
         return torch.cat(parts, dim)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        parts = grad.chunk(ctx.num, ctx.dim)
+        parts = grad.split(ctx.sizes, ctx.dim)
         return None, None, *(part.clone(memory_format=ctx.lying) for part in parts)
 
 
 def split(
-    x: Tensor, num: int, dim: int = -1, lying: torch.memory_format = torch.contiguous_format
+    x: Tensor, into: int | Sequence[int], dim: int = -1, lying: torch.memory_format = torch.contiguous_format
 ) -> tuple[Tensor, ...]:
-    """Equal parts of x as tensors of their own, whose gradients are joined as such."""
-    parts: tuple[Tensor, ...] = _Split.apply(x, num, dim, lying)  # type: ignore[no-untyped-call] # torch types no apply
+    """Equal parts of x, or parts of these sizes, as tensors of their own, whose gradients are joined as such."""
+    sizes = [x.shape[dim] // into] * into if isinstance(into, int) else into
+    parts: tuple[Tensor, ...] = _Split.apply(x, sizes, dim, lying)  # type: ignore[no-untyped-call] # torch types no apply
     return parts
 
 
@@ -208,19 +215,21 @@ class RegionShard:
     """Number of the tensor shard, among those of this rank."""
     context: int = 0
     """Number of the context shard, likewise."""
+    sender: int = 0
+    """Number of the rank of ep that has sent the tokens, where the experts of this rank compute those of others too."""
 
     def weight_of(self, layer: nn.Module) -> nn.Parameter | Shard:
-        """The shard's slice of a layer's weight; the weight itself, if this rank has but one shard. What tensor shards
-        share, as an adapter's one matrix, has a part of its gradient from each."""
-        weight = layer.get_parameter("weight")
-        if not self.tp.computes_shards:
+        """The shard's slice of a layer's weight; the weight itself, if this rank has but one shard and its own tokens.
+        What tensor shards share, as an adapter's one matrix, has a part of its gradient from each."""
+        weight, exact = layer.get_parameter("weight"), self.tp.exact
+        if exact is None or not (self.tp.computes_shards or weight in exact.of_cut_experts):
             return weight
-        exact, dim = present(self.tp.exact), spec_of(layer, "weight").shard_dim
+        shard = Shard(exact, weight, context=self.context, sender=self.sender)
+        dim = spec_of(layer, "weight").shard_dim
         if dim is None:
-            return Shard(exact, weight, part=self.number, context=self.context)
+            return replace(shard, part=self.number)
         size = weight.shape[dim] // self.tp.shards
-        index = (slice(None),) * dim + (slice(self.number * size, (self.number + 1) * size),)
-        return Shard(exact, weight, index, context=self.context)
+        return replace(shard, index=(slice(None),) * dim + (slice(self.number * size, (self.number + 1) * size),))
 
     def shared(self, parameter: nn.Parameter) -> Tensor:
         """A parameter that each shard multiplies by, and has a part of its gradient from each."""

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from roots_dist.errors import present
 from roots_dist.parallel.tensor.deferred import DeferredWeightGrads
-from roots_dist.parallel.tensor.exact import RegionShard, Shard, aligned
+from roots_dist.parallel.tensor.exact import RegionShard, Shard, aligned, begins_aligned
 from roots_dist.parallel.tensor.linear import ColumnParallelLinear, RowParallelLinear
 from roots_dist.world.sharding import set_grad
 
@@ -34,6 +34,8 @@ Held = Sequence[nn.Parameter | Shard]
 """Matrices of one shape: parameters, or in an exact run shards of them."""
 ALIGNMENT = 16
 """Bytes that a row's width must be a multiple of for the grouped kernel."""
+VECTOR = 64
+"""Numbers of which a kernel computes a multiple without a tail."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +102,13 @@ def grouped_linear(
             y = y.add(more, alpha=of[0].scale)
         outputs.append(y)
     return tuple(outputs)
+
+
+def of_whole_vectors(f: Callable[..., Tensor], *xs: Tensor) -> Tensor:
+    """f(*xs) for functions of each number of xs [M, f] alone, where the layout decides how many rows there are: none of
+    them is in a kernel's tail."""
+    rows, more = len(xs[0]), -len(xs[0]) % VECTOR
+    return f(*(F.pad(x, (0, 0, 0, more)) for x in xs))[:rows] if more else f(*xs)
 
 
 def _apply(
@@ -236,7 +245,7 @@ def _product(x: Tensor, stack: Tensor, groups: Groups) -> Tensor:
         return F.grouped_mm(x.contiguous(), stack, offs=groups.ends)
     out = x.new_empty(len(x), stack.shape[2])
     for rows, matrix, place in zip(x.split(groups.sizes), stack, out.split(groups.sizes)):
-        torch.mm(rows, matrix, out=place)
+        _multiply(rows, matrix, place)
     return out
 
 
@@ -250,8 +259,17 @@ def _gradients(grad: Tensor, x: Tensor, groups: Groups) -> Tensor:
         return made.masked_fill_((groups.ends == starts).view(-1, 1, 1), 0)
     made = x.new_empty(len(groups.ends), grad.shape[1], x.shape[1])
     for rows_of_grad, rows, place in zip(grad.split(groups.sizes), x.split(groups.sizes), made):
-        torch.mm(rows_of_grad.t(), rows, out=place)
+        _multiply(rows_of_grad.t(), rows, place)
     return made
+
+
+def _multiply(a: Tensor, b: Tensor, place: Tensor) -> None:
+    """place = a b, in bits that do not depend on where these begin inside of larger tensors: a library may choose
+    another kernel for what is not aligned."""
+    own = place if begins_aligned(place) else torch.empty_like(place)
+    torch.mm(*(factor if begins_aligned(factor) else factor.clone() for factor in (a, b)), out=own)
+    if own is not place:
+        place.copy_(own)
 
 
 def _has_kernel(x: Tensor, other: Tensor) -> bool:

@@ -32,21 +32,27 @@ def summed_bytes(params: Sequence[Param], exact: Exact | None, tied: Collection[
         if p.name in tied or p.is_summed_over_tp or exact.adds_contexts_first:
             total += (exact.data_shards - 1) * exact.held_bytes(p.tensor)
         else:
-            total += (exact.data_shards.bit_length() - 1) * p.tensor.numel() * present(p.tensor.grad_dtype).itemsize
+            sums = exact.texts_of(p.tensor) * (exact.data_shards.bit_length() - 1)
+            total += sums * p.tensor.numel() * present(p.tensor.grad_dtype).itemsize
     return total
 
 
 def sum_over_model(params: Sequence[Param], tp: TensorParallel) -> None:
     """Send what a step sends of the gradients that tensor ranks hold in part, or context ranks before data ranks."""
+    exact = tp.exact
     summed = [p for p in params if p.is_summed_over_tp and p.tensor.requires_grad]
-    if tp.exact is None:
+    if exact is None:
         sum_partial_gradients((p, ensure_grad(p)) for p in summed)
-    elif summed:
-        numbers = sum(p.spec.num_shards(p.tp) * p.tensor.numel() for p in summed)
-        for _ in range(tp.exact.data_shards * tp.exact.contexts):
-            tree_all_reduce(torch.empty(numbers, dtype=summed[0].tensor.grad_dtype), tp.axis)
-    if tp.exact is not None and tp.exact.adds_contexts_first:
-        learned = [p.tensor for p in params if p.tensor.requires_grad]
-        for _ in range(tp.exact.data_shards if learned else 0):
+        return
+    for are_cut in (False, True):
+        together = [p for p in summed if (p.tensor in exact.of_cut_experts) == are_cut]
+        numbers = sum(p.spec.num_shards(p.tp) * p.tensor.numel() for p in together)
+        for first in together[:1]:
+            shards = exact.texts_of(first.tensor) * exact.data_shards * exact.contexts_of(first.tensor)
+            for _ in range(shards):
+                tree_all_reduce(torch.empty(numbers, dtype=first.tensor.grad_dtype), tp.axis)
+    if exact.adds_contexts_first:
+        learned = [p.tensor for p in params if p.tensor.requires_grad and p.tensor not in exact.of_cut_experts]
+        for _ in range(exact.data_shards if learned else 0):
             numbers = sum(tensor.numel() for tensor in learned)
             tree_all_reduce(torch.empty(numbers, dtype=learned[0].grad_dtype), tp.cp)
