@@ -170,6 +170,14 @@ EXACT = (
         test=BITS("mixtral-degrees6-changes6"),
     ),
     Mutant(
+        name="tails_of_adapters_follow_the_layout",
+        bug="the last numbers that the adapters of a rank's experts add are in the tail of the sum's kernel",
+        file="parallel/tensor/grouped.py",
+        before="add(y, more) if shard.tp.exact is None else of_whole_vectors(add, y, more)",
+        after="add(y, more)",
+        test=BITS("mixtral-degrees7-changes7"),
+    ),
+    Mutant(
         name="products_of_experts_begin_anywhere",
         bug="a library multiplies an expert's tokens by another kernel where those of the experts before it end",
         file="parallel/tensor/grouped.py",

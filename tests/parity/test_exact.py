@@ -138,6 +138,7 @@ def test_an_exact_run_computes_what_a_plain_one_does(model, degrees):
 
 CUT = dict(model__layers=2, model__experts=8, model__expert_ffn=36)
 """Experts of widths for which no grouped kernel is there: 18 on each of two tensor ranks."""
+OF_RANK_3 = dict(finetune__strategy="lora", finetune__lora_rank=3, finetune__lora_targets=["up", "down"])
 SAMPLE = [
     ("gpt", (2, 2), dict(dp=2, tp=2, sequence_parallel=True, zero_stage=1)),
     ("llama", (4, 2), dict(tp=2, pp=2, schedule="zb-h1", train__precision="bf16", model__tied_embeddings=True)),
@@ -150,6 +151,7 @@ SAMPLE = [
     ("qwen-moe", (4, 1), DEEPSEEK | dict(tp=2, pp=2, schedule="zb-h1", train__global_batch=2, model__layers=2)),
     ("mixtral", (1, 1, 2), dict(cp=2, train__global_batch=2, model__layers=2)),
     ("mixtral", (2, 4), dict(dp=2, ep=2, tp=2, zero_stage=1) | CUT),
+    ("mixtral", (1, 2), dict(dp=2, ep=2, train__precision="bf16", train__micro_batch=2) | CUT | OF_RANK_3),
 ]
 MODELS = {
     "gpt": dict(model__heads=8),

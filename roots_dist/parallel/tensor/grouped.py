@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -99,7 +99,8 @@ def grouped_linear(
     for y, of in zip(made, adapters):
         if of is not None:
             (more,) = _apply(shard, groups, None, [[shard.weight_of(adapter.b) for adapter in of]], next(low))
-            y = y.add(more, alpha=of[0].scale)
+            add = partial(torch.add, alpha=of[0].scale)
+            y = add(y, more) if shard.tp.exact is None else of_whole_vectors(add, y, more)
         outputs.append(y)
     return tuple(outputs)
 
