@@ -6,6 +6,7 @@ That they compute the same when they are compiled: tests/parity/test_compiled.py
 import logging
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from unittest import mock
 
@@ -19,9 +20,11 @@ from roots_dist.assembly import fusing
 from roots_dist.assembly.fusing import choose_fuse, wants_compiler
 from roots_dist.checks import exact, readiness
 from roots_dist.checks.facts import Facts
+from roots_dist.config.activations import GATED
 from roots_dist.config.schema import Config
 from roots_dist.errors import ConfigError
 from roots_dist.layout import Layout
+from roots_dist.learning.models.activations import FUNCTIONS, activation
 from roots_dist.testing.parity import FLOAT64_BOUNDS, differences, merge, trace
 from roots_dist.testing.world import on_warm_world
 from roots_dist.world import rng
@@ -35,7 +38,7 @@ RMSNORM, DROPOUT = {"_rms", "_rms_backward_of_all"}, {"_wholly_dropped"}
 KERNELS = {
     "llama": {*HEAD, *RMSNORM, *DROPOUT, "rotate", "_swiglu", "_swiglu_backward"},
     "stable": {*HEAD, *DROPOUT, "rotate"},
-    "gemma": {*HEAD, *RMSNORM, "rotate"},
+    "gemma": {*HEAD, *RMSNORM, "rotate", "_geglu", "_geglu_backward"},
     "bert": {*HEAD, *DROPOUT, "dropped_softmax", "dropped_softmax_backward"},
     "t5": {*HEAD, *RMSNORM, *DROPOUT, "dropped_softmax", "dropped_softmax_backward"},
 }
@@ -75,6 +78,24 @@ def test_layers_hand_over_pure_functions(name):
     assert {*recorder.called} == KERNELS[name]
     rows = differences(merge([trace(0, 1, config, 0, 1)]), found, FLOAT64_BOUNDS)
     assert all(row.passed for row in rows), "\n".join(map(str, rows))
+
+
+@pytest.mark.parametrize("name", GATED)
+def test_a_gated_activation_keeps_its_inputs_and_has_autograds_gradients(name):
+    draw = torch.Generator().manual_seed(1)
+    gate, up, grad = (torch.randn(3, 5, generator=draw, dtype=torch.float64) for _ in range(3))
+    of_two, kept = activation(Config(), name), []
+
+    def gradients(function: Callable[..., torch.Tensor]) -> list[torch.Tensor]:
+        given = [x.clone().requires_grad_() for x in (gate, up)]
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+            out = function(*given)
+        return [out.detach(), *torch.autograd.grad(out, given, grad)]
+
+    found = gradients(of_two)
+    assert len(kept) == 2
+    plain = gradients(lambda gate, up: FUNCTIONS[GATED[name]](gate) * up)
+    torch.testing.assert_close(found, plain, rtol=1e-13, atol=1e-13)
 
 
 def asked(value: object, **more: object) -> Config:

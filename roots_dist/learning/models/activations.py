@@ -42,20 +42,17 @@ def activation(config: Config, name: str | None = None, fuse: Fuse = eager) -> A
         return config.extension.activations[name]
     if name not in GATED:
         return FUNCTIONS[name]
-    function = FUNCTIONS[GATED[name]]
-    swiglu = fuse(_swiglu), fuse(_swiglu_backward)
+    kernels = [fuse(kernel) for kernel in KERNELS[GATED[name]]]
 
     def gated(gate: Tensor, up: Tensor) -> Tensor:
-        if function is not F.silu:
-            return function(gate) * up
-        out: Tensor = _SwiGLU.apply(gate, up, *swiglu)  # type: ignore[no-untyped-call] # torch types no apply
+        out: Tensor = _Gated.apply(gate, up, *kernels)  # type: ignore[no-untyped-call] # torch types no apply
         return out
 
     return gated
 
 
-class _SwiGLU(torch.autograd.Function):
-    """silu(gate) · up, of which only the two inputs are kept."""
+class _Gated(torch.autograd.Function):
+    """f(gate) · up, of which only the two inputs are kept."""
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor, forward: Activation, backward: Callable[..., Any]) -> Tensor:
@@ -74,3 +71,19 @@ def _swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
 def _swiglu_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     return torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate).mul_(grad)
+
+
+def _geglu(gate: Tensor, up: Tensor) -> Tensor:
+    return _gelu_tanh(gate).mul_(up)
+
+
+def _geglu_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    slope = torch.ops.aten.gelu_backward(grad * up, gate, approximate="tanh")
+    return slope, _gelu_tanh(gate).mul_(grad)
+
+
+KERNELS: dict[str, tuple[Callable[..., Any], ...]] = {
+    "silu": (_swiglu, _swiglu_backward),
+    "gelu_tanh": (_geglu, _geglu_backward),
+}
+"""The function of a gate (config/activations.py GATED) -> the gated activation and its backward."""
