@@ -37,6 +37,7 @@ CASES = [
     ),
     case("llama-packed+lora", tp=2, pp=2, sequence_parallel=True, schedule="zb-h1", train__recompute="full", **EXPERTS),
     case("deepseek+lora", tp=2, sequence_parallel=True, finetune__lora_targets=["query", *LATENT_LAYERS]),
+    case("llama-packed+lora", cp=2, finetune__lora_targets=["query", "up"]),
 ]
 TOGETHER = {("lora", 3), ("progressive", 1), ("partial", 2)}
 """Strategies and ZeRO stages that are tried under tensor and pipeline parallelism too."""

@@ -247,10 +247,12 @@ def column_parallel_on(
         owned += [*((l.bias, l.parts) for l in layers), *((None, 1) for _ in adapters)]
         bs = [(adapter.b.weight, layer.parts) for adapter, (_, layer) in zip(adapters, adapting)]
         return columns_of_shards(_ColumnParallel.apply, tp, xs, reads, owned, bs, adapted)
+    # outputs that adapters read are behind those of the layers
+    before = before_first and (lambda *others: before_first(*others[: len(layers) - 1]))
     weights = [*(l.weight for l in layers), *(adapter.a.weight for adapter in adapters)]
     biases = [*(l.bias for l in layers), *(None for _ in adapters)]
     outputs = _ColumnParallel.apply(  # type: ignore[no-untyped-call] # torch types no apply
-        tp, reads, (), before_first, *xs, *weights, *biases
+        tp, reads, (), before, *xs, *weights, *biases
     )
     return adapted(outputs, [None for _ in adapters])
 
