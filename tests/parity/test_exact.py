@@ -216,7 +216,7 @@ OF_EXPERTS = {
         ),
     },
     (2, 2, 4): {
-        "cp 4, ep 2": dict(cp=4, ep=2),
+        "cp 4, ep 4": dict(cp=4, ep=4),
         "cp 2 × dp 2, ep 4, ZeRO 3": dict(cp=2, dp=2, ep=4, zero_stage=3),
         "tp 2, SP × cp 4, ep 4, blocks recomputed": dict(
             tp=2, cp=4, ep=4, sequence_parallel=True, train__recompute="full"
