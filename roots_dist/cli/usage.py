@@ -5,6 +5,7 @@ words, the parser's complaint --usage_line--> `✗ --train.steps: no option has 
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,14 +16,17 @@ OPTION = re.compile(r"No such option:? '?(-[^\s']*)'?")
 """Message of the parser about an unknown option; the library has written it with and without quotes and a colon."""
 WITH_PROCESSES = ("train", "finetune", "plan", "verify", "doctor")
 """Commands that have --processes."""
+ALIKE = 0.9
+"""Likeness, of 1, from which one option is taken for another that is misspelt."""
 PLACE = "VALUE"
 """Stands where a value is missing."""
 PUNCTUATION = str.maketrans({"“": '"', "”": '"', "‘": "'", "’": "'", "–": "-", "—": "--"})
 """Quotes and dashes of a word processor -> the plain ones."""
 
 
-def usage_line(message: str, words: Sequence[str]) -> str:
-    """The parser's message as one line with its fix. words: the command line, without `roots`."""
+def usage_line(message: str, words: Sequence[str], options: Sequence[str] = ()) -> str:
+    """The parser's message as one line with its fix. words: the command line, without `roots`. options: those of the
+    command."""
     message = " ".join(message.split())
     command = words[0] if words and not words[0].startswith("-") else ""
     found = OPTION.match(message)
@@ -32,6 +36,8 @@ def usage_line(message: str, words: Sequence[str]) -> str:
     plain = [word.translate(PUNCTUATION) for word in words]
     if found is not None and (odd := [word for word, typed in zip(words, plain) if word != typed]):
         return f"✗ {odd[0]}: a dash or quote that a word processor made. Fix: type {odd[0].translate(PUNCTUATION)}."
+    if found is not None and (own := _own(found[1], options)) is not None:
+        return f"✗ {found[1]}: no option has this name. Fix: write {own} {_value(found[1], words)}."
     if found is not None and (meant := _known_otherwise(found[1], words)) is not None:
         return f"✗ {found[1]}: no option has this name. Fix: {meant}."
     if "No such command" in message and command:
@@ -41,6 +47,14 @@ def usage_line(message: str, words: Sequence[str]) -> str:
             return "✗ help: expected a command. Fix: write roots --help, or roots COMMAND --help."
     where = f"roots {command} --help" if command and "No such command" not in message else "roots --help"
     return f"✗ {message.rstrip('.?')}{'?' if message.endswith('?') else '.'} Fix: see {where}."
+
+
+def _own(option: str, options: Sequence[str]) -> str | None:
+    """The option of the command that another spelling or a beginning of its name means; None if there is not one."""
+    name = option.lower().replace("_", "-")
+    begun = [other for other in options if other.startswith(name)]
+    near = difflib.get_close_matches(name, options, 1, ALIKE)
+    return begun[0] if len(begun) == 1 else near[0] if near else None
 
 
 def _known_otherwise(option: str, words: Sequence[str]) -> str | None:

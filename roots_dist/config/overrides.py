@@ -19,7 +19,7 @@ def number_meant(value: object, whole: bool) -> str | None:
     """The number of a text or a float that people write for one: 1k, 1,000, 3,5e-4, 10%, 1e3 steps; None if it is
     none. whole: the key takes whole numbers."""
     text = typed(str(value)).strip().lower().replace("_", "")
-    if re.fullmatch(r"[-+]?\d{1,3}(,\d{3})+", text):
+    if re.fullmatch(r"[-+]?[1-9]\d{0,2}(,\d{3})+", text):
         text = text.replace(",", "")
     found = re.fullmatch(r"([-+]?\d*[.,]?\d+(?:e[-+]?\d{1,3})?)\s*([k%]?)", text)
     if found is None:

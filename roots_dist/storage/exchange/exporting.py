@@ -55,6 +55,9 @@ def export_model(run: Path, folder: Path, dtype: str = "float32", extensions: Se
 
     `extensions` are overrides of advanced.extensions, for a run that was trained with files of one's own."""
     _refuse_other_keys(extensions)
+    if (folder / CONFIG_FILE).exists() and not (run / CONFIG_FILE).exists():
+        expected = f"a new folder for the model, and not a run; {run} is none"
+        raise exchange_error("folder", str(folder), expected, f"write roots export {folder} {run}")
     refuse_content(folder)
     if dtype not in DTYPES:
         raise exchange_error("--dtype", dtype, f"one of {', '.join(DTYPES)}", "choose one of these")

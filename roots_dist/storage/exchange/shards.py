@@ -46,9 +46,7 @@ def bytes_of(shape: Iterable[int], dtype: torch.dtype) -> int:
 def refuse_content(folder: Path) -> None:
     """Raise ExchangeError unless the folder is new or empty."""
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise exchange_error(
-            "folder", str(folder), "a new folder, or an empty one", "choose another name, or remove it"
-        )
+        raise exchange_error("folder", str(folder), "a new folder, or an empty one", "choose another name")
 
 
 @contextmanager
