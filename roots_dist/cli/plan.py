@@ -26,6 +26,16 @@ class PlanOptions:
             help="cluster profile of roots doctor --json, to predict time", metavar="FILE", show_default=False
         ),
     ] = None
+    gpu_memory: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=1 << 20,
+            help="memory of each GPU in GiB: exit code 1 if a process needs more [default: any GPU that there is]",
+            metavar="GIB",
+            show_default=False,
+        ),
+    ] = None
     measure: Annotated[bool, typer.Option("--measure", help="with --profile: time a rank's passes on this device")] = (
         False
     )
@@ -46,7 +56,7 @@ def plan(
     code is 1 if the layout does not fit.
 
     \b
-    roots plan configs/bloom-176b.yaml --processes 384
+    roots plan configs/bloom-176b.yaml --processes 384 --gpu-memory 80
     roots plan configs/quickstart.yaml parallel.pp=1 parallel.tp=4 \\
         --profile cluster.json
     """
@@ -74,7 +84,7 @@ def plan(
             "--measure: expected --profile FILE too, for the time of messages. Fix: run roots doctor --json FILE first."
         )
     from roots_dist import logs
-    from roots_dist.runs.plan.plan_table import facts, fits, lines
+    from roots_dist.runs.plan.plan_table import GPUS_GIB, facts, fits, lines
     from roots_dist.runs.plan.predict import predict
     from roots_dist.runs.ranks.join import device_for
 
@@ -82,10 +92,11 @@ def plan(
     device = device_for(loaded.config, local_rank=0) if options.measure else None
     with busy("planning"):
         found = predict(loaded.config, layout, cluster, device)
-    free = free_memory() if loaded.config.train.device == "cpu" else None
-    typer.echo("\n".join(lines(found, cluster, free, get_terminal_size((200, 24)).columns)))
+    gpus = GPUS_GIB if options.gpu_memory is None else [options.gpu_memory]
+    free = free_memory() if loaded.config.train.device == "cpu" and options.gpu_memory is None else None
+    typer.echo("\n".join(lines(found, cluster, free, get_terminal_size((200, 24)).columns, gpus)))
     if options.json is not None:
         content, fix = dumps(facts(found), indent=1) + "\n", "name another file; the plan above is complete"
         write_output("--json", options.json, content, fix)
-    if not fits(found, free)[0]:
+    if not fits(found, free, gpus)[0]:
         raise typer.Exit(1)

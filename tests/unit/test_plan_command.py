@@ -77,7 +77,7 @@ def test_a_plan_says_first_whether_it_fits(capsys):
     assert others.startswith("✗ does not fit into the ")
     assert re.fullmatch(r"[\d.]+ MiB per process: fits GPUs of 16 GiB, with 15.9 GiB left for .*", lines(plan, None)[0])
     huge = replace(plan, ranks=(replace(plan.ranks[0], weights=2**40),))
-    assert lines(huge, None)[0] == "✗ 1 TiB per process: does not fit a GPU of 288 GiB"
+    assert lines(huge, None)[0] == "✗ 1 TiB per process: does not fit a GPU of 288 GiB, of which 2 GiB are set aside"
     assert lines(huge, None)[1].startswith("Fix: weights, optimizer and gradients take 1 TiB of it: try ")
     wide = replace(plan, ranks=(replace(plan.ranks[0], activations=39 * 2**30),))
     assert "fits GPUs of 48 GiB" in lines(wide, None)[0], "a GPU of 40 GiB has no 39 for tensors"
@@ -92,6 +92,9 @@ def test_the_exit_code_says_whether_a_layout_fits(capsys):
     bloom = ROOT / "configs" / "bloom-176b.yaml"
     code, said = run(capsys, bloom, "parallel.tp=1", "parallel.pp=1", "train.recompute=full", "parallel.zero_stage=0")
     assert code == 1 and said.startswith("✗ ") and "\nFix: " in said
+    for memory, wanted in ((48, 1), (80, 0)):  # the plan above that takes 46.1 GiB
+        code, said = run(capsys, bloom, "--processes", 384, "--gpu-memory", memory)
+        assert code == wanted and f"{memory} GiB, " in said.splitlines()[0], said
 
 
 def test_adapters_are_counted_apart_and_one_process_is_one(capsys):

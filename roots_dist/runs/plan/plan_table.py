@@ -27,9 +27,16 @@ def size(count: float) -> str:
     return f"{count / unit:.3g} {name}"
 
 
-def lines(plan: Plan, cluster: ClusterSpeed | None, free: int | None = None, width: int = 200) -> list[str]:
+def lines(
+    plan: Plan,
+    cluster: ClusterSpeed | None,
+    free: int | None = None,
+    width: int = 200,
+    gpus: Sequence[int] = GPUS_GIB,
+) -> list[str]:
     """Lines that say if the run fits, the table of pipeline ranks, and the parts of a step's time. free: bytes that
-    this machine can give to all processes together, if it is the one that trains; width: columns of the terminal."""
+    this machine can give to all processes together, if it is the one that trains; width: columns of the terminal;
+    gpus: as in `fits`."""
     layout = plan.layout
     state = ["pp", "parameters", *COLUMNS]
     axes = [axis for axis in AXES if axis not in _unused(layout)]
@@ -42,7 +49,7 @@ def lines(plan: Plan, cluster: ClusterSpeed | None, free: int | None = None, wid
     processes = "1 process" if layout.world_size == 1 else f"{layout.world_size:,} processes"
     adapters = f" and {plan.adapters:,} of adapters" if plan.adapters else ""
     title = f"{layout}, {processes}, {parameters_in_words(plan.config)}{adapters}; per process and step"
-    does, told = fits(plan, free)
+    does, told = fits(plan, free, gpus)
     answer, head, times = (
         [part for line in some for part in textwrap.wrap(line, width)]
         for some in (
@@ -66,13 +73,14 @@ def _save_copy(plan: Plan) -> list[str]:
     )
 
 
-def fits(plan: Plan, free: int | None) -> tuple[bool, str]:
-    """Return whether it fits, and in one line what the process that needs most needs, and where that fits."""
+def fits(plan: Plan, free: int | None, gpus: Sequence[int] = GPUS_GIB) -> tuple[bool, str]:
+    """Return whether it fits, and in one line what the process that needs most needs, and where that fits. free: as in
+    `lines`; if that is None, gpus are those that there are, by their memory in GiB, the smallest first."""
     if free is None:
         told = f"{size(plan.peak)} per process"
-        room = next((gib for gib in GPUS_GIB if gib * 2**30 - SET_ASIDE >= plan.peak), None)
+        room = next((gib for gib in gpus if gib * 2**30 - SET_ASIDE >= plan.peak), None)
         if room is None:
-            return False, f"{told}: does not fit a GPU of {GPUS_GIB[-1]} GiB"
+            return False, f"{told}: does not fit a GPU of {gpus[-1]} GiB, of which {size(SET_ASIDE)} are set aside"
         left = size(room * 2**30 - plan.peak)
         return True, f"{told}: fits GPUs of {room} GiB, with {left} left for libraries and fragmentation"
     each, processes = plan.peak_with_copy, plan.layout.world_size
