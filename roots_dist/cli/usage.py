@@ -14,6 +14,16 @@ from roots_dist.config.other_names import DATA_RANKS, NO_DATA_RANKS, NUMBER_OF_P
 
 OPTION = re.compile(r"No such option:? '?(-[^\s']*)'?")
 """Message of the parser about an unknown option; the library has written it with and without quotes and a colon."""
+WRONG = re.compile(r"Invalid value for '(-[^']+)': Input should be (.+?)\.?$")
+"""Message of the parser about a value that an option does not take."""
+BOUNDS = {
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+    "greater than": "more than",
+}
+"""Words of the parser -> ours."""
 WITH_PROCESSES = ("train", "finetune", "plan", "verify", "doctor")
 """Commands that have --processes."""
 ALIKE = 0.9
@@ -40,6 +50,8 @@ def usage_line(message: str, words: Sequence[str], options: Sequence[str] = ()) 
         return f"✗ {found[1]}: no option has this name. Fix: write {own} {_value(found[1], words)}."
     if found is not None and (meant := _known_otherwise(found[1], words)) is not None:
         return f"✗ {found[1]}: no option has this name. Fix: {meant}."
+    if (wrong := WRONG.match(message)) is not None:
+        return _wrong_value(wrong[1], wrong[2], words)
     if "No such command" in message and command:
         if Path(command).suffix in (".yaml", ".yml"):
             return f"✗ {command}: expected a command before the config. Fix: write roots train {command}."
@@ -47,6 +59,18 @@ def usage_line(message: str, words: Sequence[str], options: Sequence[str] = ()) 
             return "✗ help: expected a command. Fix: write roots --help, or roots COMMAND --help."
     where = f"roots {command} --help" if command and "No such command" not in message else "roots --help"
     return f"✗ {message.rstrip('.?')}{'?' if message.endswith('?') else '.'} Fix: see {where}."
+
+
+def _wrong_value(option: str, complaint: str, words: Sequence[str]) -> str:
+    """The line for an option's value that is no number, or one beyond its bounds."""
+    from roots_dist.config.overrides import number_meant
+
+    value, expected = _value(option, words), complaint.partition(",")[0]
+    for theirs, ours in BOUNDS.items():
+        expected = expected.replace(theirs, ours)
+    meant = number_meant(value, whole="whole" in expected) if "number" in expected else None
+    told = option if value == PLACE else f"{option} = {value}"
+    return f"✗ {told}: expected {expected}. Fix: {f'write {option} {meant}' if meant else f'give {option} {expected}'}."
 
 
 def _own(option: str, options: Sequence[str]) -> str | None:

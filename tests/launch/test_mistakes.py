@@ -44,6 +44,14 @@ TYPED = {
     "a count beyond 32 bits": ("prepare a.docx --output out --min-count 99999999999999999999", "--min-count"),
     "a number of processes that no world has": ("plan a.yaml --processes 1000000000000", "--processes"),
     "no number of processes": ("train a.yaml --processes 0", "--processes"),
+    "a unit for an option": (
+        "prepare a.docx --output out --vocab 16k",
+        "--vocab = 16k: expected a whole number. Fix: write --vocab 16000.",
+    ),
+    "an option beyond its bound": (
+        "plan a.yaml --processes 0",
+        "--processes = 0: expected at least 1. Fix: give --processes at least 1.",
+    ),
     "an option with an underscore": ("generate runs/there x --max_tokens 5", "Fix: write --max-tokens 5."),
     "the beginning of an option": ("generate runs/there x --temp 0.5", "Fix: write --temperature 0.5."),
     "an option that is also a key's end": ("sample a.yaml --steps 3", "Fix: write --step 3."),
