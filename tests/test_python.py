@@ -106,6 +106,8 @@ def test_a_score_is_what_the_logits_say(place):
         (lambda model: model.generate(" "), "prompt 1 = ' '"),
         (lambda model: model.generate("\ud800"), "expected text in Unicode"),
         (lambda model: model.generate(["a", "b"]), "prompt = ['a', 'b']: expected text. Fix: give one text; answers()"),
+        (lambda model: model.generate("a", max_new_tokens=5), "Fix: write max_tokens=5"),
+        (lambda model: model.generate("a", do_sample=True), "Fix: leave it out"),
         (lambda model: model.generate("a", temperature="hot"), "temperature = 'hot': expected a finite number"),
         (lambda model: model.generate("a", temperature=float("nan")), "temperature = nan: expected a finite number"),
         (lambda model: model.generate("a", max_tokens=True), "max_tokens = True: expected a whole number"),

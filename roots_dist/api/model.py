@@ -22,6 +22,7 @@ from roots_dist.assembly.passes import Passes
 from roots_dist.cli.generate import GENERATE
 from roots_dist.config.records import family_of, objective_of
 from roots_dist.config.schema import Config
+from roots_dist.config.unknown_keys import nearest
 from roots_dist.errors import ArgumentError, DataError, Problem, Short, UserError, present
 from roots_dist.runs.generate.cached_decoder import broadcast
 from roots_dist.runs.generate.check_options import check_options, is_unicode
@@ -182,11 +183,13 @@ def _options(given: dict[str, Any]) -> GenerateOptions:
     """The options by their names. Raises ArgumentError for an unknown one, and for a value that it does not take."""
     hints = get_type_hints(GenerateOptions)
     known = [name for name in hints if name not in ("prompt", "prompts", "output")]
-    problems = [
-        Problem(key=name, found=Short(value), expected=f"one of {', '.join(known)}", fix="leave it out")
-        for name, value in given.items()
-        if name not in known
-    ]
+    problems = []
+    for name, value in given.items():
+        if name not in known:
+            near = nearest(name, known)
+            takes_it = near is not None and kind_of(hints[near]).fits(value)
+            fix = f"write {near}={Short(value)}" if takes_it else "leave it out"
+            problems.append(Problem(key=name, found=Short(value), expected=f"one of {', '.join(known)}", fix=fix))
     if problems:
         raise ArgumentError(problems)
     refuse_others({name: (kind_of(hints[name]), value) for name, value in given.items()})
