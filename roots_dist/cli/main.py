@@ -156,8 +156,9 @@ def _run(words: Sequence[str]) -> int:
         from roots_dist.cli.usage import usage_line
 
         bare = not words or (len(words) == 1 and not error.format_message().startswith(("No such", "Missing")))
-        options = [name for p in error.ctx.command.params for name in p.opts] if error.ctx else []
-        line = usage_line(error.format_message(), words, [name for name in options if name.startswith("--")])
+        params = error.ctx.command.params if error.ctx else []
+        options = [name for param in params for name in param.opts if name.startswith("--")]
+        line = usage_line(error.format_message(), words, options)
         typer.echo(error.ctx.get_help() if bare and error.ctx else line, err=True)
         return 2
     except typer.Abort:

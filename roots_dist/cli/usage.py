@@ -47,7 +47,8 @@ def usage_line(message: str, words: Sequence[str], options: Sequence[str] = ()) 
     if found is not None and (odd := [word for word, typed in zip(words, plain) if word != typed]):
         return f"✗ {odd[0]}: a dash or quote that a word processor made. Fix: type {odd[0].translate(PUNCTUATION)}."
     if found is not None and (own := _own(found[1], options)) is not None:
-        return f"✗ {found[1]}: no option has this name. Fix: write {own} {_value(found[1], words)}."
+        value = _value(found[1], words)
+        return f"✗ {found[1]}: no option has this name. Fix: write {own if value == PLACE else f'{own} {value}'}."
     if found is not None and (meant := _known_otherwise(found[1], words)) is not None:
         return f"✗ {found[1]}: no option has this name. Fix: {meant}."
     if (wrong := WRONG.match(message)) is not None:
@@ -74,7 +75,10 @@ def _wrong_value(option: str, complaint: str, words: Sequence[str]) -> str:
 
 
 def _own(option: str, options: Sequence[str]) -> str | None:
-    """The option of the command that another spelling or a beginning of its name means; None if there is not one."""
+    """The option of the command that another spelling or a beginning of its name means; None if there is not one, or
+    if launchers have this name for something else."""
+    if option in NUMBER_OF_PROCESSES:
+        return None
     name = option.lower().replace("_", "-")
     begun = [other for other in options if other.startswith(name)]
     near = difflib.get_close_matches(name, options, 1, ALIKE)

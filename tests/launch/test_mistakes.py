@@ -52,6 +52,7 @@ TYPED = {
         "plan a.yaml --processes 0",
         "--processes = 0: expected at least 1. Fix: give --processes at least 1.",
     ),
+    "a flag that is misspelt": ("plan a.yaml --mesure", "Fix: write --measure."),
     "an option with an underscore": ("generate runs/there x --max_tokens 5", "Fix: write --max-tokens 5."),
     "the beginning of an option": ("generate runs/there x --temp 0.5", "Fix: write --temperature 0.5."),
     "an option that is also a key's end": ("sample a.yaml --steps 3", "Fix: write --step 3."),
