@@ -74,9 +74,10 @@ CASES = [
         for model, more in MANY
     ),
     *(
-        case("llama", cp=4, pp=2, full=True, **keys, train__global_batch=8)
+        case(model, cp=4, pp=2, full=True, **more, **keys, train__global_batch=8)
         for keys in list(SCHEDULE.values())[1:]
         if keys["schedule"] != "1f1b"
+        for model, more in MANY
     ),
     *(case(model, cp=4, full=True, **more) for model, more in MANY if model not in ("t5", "gpt-tag")),
     *(case(model, cp=2, full=True, **SP, **more) for model, more in MANY),
