@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from roots_dist.learning.data.message_mistakes import no_list, no_role, no_text
 from roots_dist.learning.data.rows import Row
 from roots_dist.learning.data.templates import BEGIN, END
 
@@ -56,7 +57,7 @@ def read_messages(row: Row, column: str) -> list[ChatMessage]:
     value = row.value(column, rename_fix(column))
     found = list_of(value)
     if not found:
-        raise row.error(column, value, "a list of messages, or JSON text of one")
+        raise row.error(column, value, *no_list(value))
     return [_message(row, column, one) for one in found]
 
 
@@ -84,17 +85,15 @@ def _message(row: Row, column: str, found: object) -> ChatMessage:
         values["tool_calls"] = _calls(row, column, values.pop(OLDER_CALL))
     role = ROLES.get(name.lower()) if isinstance(name, str) else None
     if role is None:
-        raise row.error(column, found, f"messages with a role, one of {', '.join((*ROLES, *CALLS))}")
+        raise row.error(column, found, *no_role(found, name, (*ROLES, *CALLS), ROLE_KEYS))
     weights = [_is_learned(row, column, key, role, values.pop(key)) for key in WEIGHT_KEYS if key in values]
     calls = list_of(given := values.get("tool_calls"))
     if given is not None:
         if calls is None or not all(isinstance(call, Mapping) for call in calls):
             raise row.error(column, given, "tool_calls that are a list of objects, or JSON text of one")
         values["tool_calls"] = calls
-    if role == "assistant" and not calls and not (content or "").strip():
-        raise row.error(column, found, "messages of the assistant with content that is not empty, or with tool_calls")
-    if role == "user" and not (content or "").strip():
-        raise row.error(column, found, "messages of the user with content that is not empty")
+    if role in ("assistant", "user") and not calls and not (content or "").strip():
+        raise row.error(column, found, *no_text(found, role, CONTENT_KEYS))
     if role != "assistant" and content is None:
         content = ""
     return ChatMessage(role=role, content=content, learned=all(weights), others=values)
