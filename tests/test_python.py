@@ -146,6 +146,16 @@ def test_a_score_is_what_the_logits_say(place):
         (lambda model: read().changed({"train.steps": -1}), "train.steps = -1: expected"),
         (lambda model: roots_dist.train(model.config, every=0), "every = 0"),
         (lambda model: roots_dist.train(model.config, ["train.steps=3"]), "config.changed"),
+        (lambda model: roots_dist.load(folder="runs/quickstart"), "expected one of run, overrides"),
+        (lambda model: roots_dist.load("nowhere", override=["a=1"]), "Fix: write overrides=['a=1']"),
+        (lambda model: roots_dist.load(), "expected load(run, overrides=()); missing a required argument: 'run'"),
+        (
+            lambda model: roots_dist.train(read(), [], print),
+            "arguments of train = 3: expected train(config, overrides=(), *, on_step",
+        ),
+        (lambda model: roots_dist.train("a.yaml", steps=5), "Fix: write overrides=['train.steps=5']"),
+        (lambda model: roots_dist.train("a.yaml", learning_rate=0.1), "Fix: write overrides=['optim.lr=0.1']"),
+        (lambda model: model.score("a", "b", c=1), "score: c = 1: expected one of text"),
         (lambda model: roots_dist.load("nowhere"), "nowhere is not the folder of a run"),
     ],
 )

@@ -17,7 +17,9 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, NamedTuple, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from roots_dist.config.other_names import key_for
 from roots_dist.config.schema import Config
+from roots_dist.config.unknown_keys import known_keys, nearest
 from roots_dist.errors import ArgumentError, Problem, Short
 from roots_dist.world.batch import MicroBatch
 
@@ -107,13 +109,43 @@ def checked(**fixes: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            given = signature.bind(*args, **kwargs).arguments
+            given = _bound(function.__name__, signature, args, kwargs)
             refuse_others({name: (kind, given[name]) for name, kind in kinds().items() if name in given}, fixes)
             return function(*args, **kwargs)
 
         return call
 
     return decorate
+
+
+def _bound(call: str, signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call under the names of its parameters. Raises ArgumentError for names that none has, for too
+    many, and for what is missing."""
+    parameters = {p.name: p for p in signature.parameters.values() if p.name != "self" and p.kind is not p.VAR_KEYWORD}
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+    unknown = {} if open_ended else {name: value for name, value in kwargs.items() if name not in parameters}
+    if unknown:
+        raise ArgumentError([_unknown(call, name, value, [*parameters]) for name, value in unknown.items()])
+    try:
+        return signature.bind(*args, **kwargs).arguments
+    except TypeError as error:
+        plain = [p.replace(annotation=p.empty) for p in parameters.values()]
+        shown = inspect.Signature(plain)
+        number = len(args) + len(kwargs) - ("self" in signature.parameters)
+        expected = f"{call}{shown}; {error}"
+        problem = Problem(key=f"arguments of {call}", found=number, expected=expected, fix="call it so")
+        raise ArgumentError([problem]) from error
+
+
+def _unknown(call: str, name: str, value: object, known: Sequence[str]) -> Problem:
+    """An argument that a function does not take: another spelling of one, or a key of the config."""
+    keys = [key for key in known_keys() if name in (key, key.rpartition(".")[2])]
+    near = nearest(name, known)
+    if near is None and "overrides" in known and (key := keys[0] if len(keys) == 1 else key_for(name)):
+        fix = f"write overrides=['{key}={value}']"
+    else:
+        fix = f"write {near}={Short(value)}" if near else "leave it out"
+    return Problem(key=f"{call}: {name}", found=Short(value), expected=f"one of {', '.join(known)}", fix=fix)
 
 
 def refuse_others(given: Mapping[str, tuple[Accepted, object]], fixes: Mapping[str, str] | None = None) -> None:

@@ -64,8 +64,9 @@ def no_role(found: object, name: object, roles: Collection[str], keys: Collectio
     return Mistake(expected, f"rename {other} to {role_key} in all lines" if other else THIS_LINE)
 
 
-def no_text(found: Mapping[str, Any], role: str, keys: Collection[str]) -> Mistake:
+def no_text(found: object, role: str, keys: Collection[str]) -> Mistake:
     """A message of a user or an assistant without text. keys: those of a text."""
+    assert isinstance(found, Mapping), "what has a role is an object"
     expected = f"messages of the {role} with content that is not empty"
     if role == "assistant":
         expected += ", or with tool_calls"
