@@ -165,6 +165,14 @@ def test_what_cannot_be_is_told_in_a_line(place, call, words):
     assert "\n" not in str(caught.value)
 
 
+def test_a_run_that_is_not_opened_says_how():
+    run = roots_dist.training(read())
+    with pytest.raises(
+        AttributeError, match=re.escape("Fix: write `with training(config) as run:` and, inside it, run.step")
+    ):
+        run.step()
+
+
 def read(*overrides):
     alone = {"parallel.tp": 1, "parallel.pp": 1, "track.folder": "runs/none"}
     return roots_dist.read_config("configs/quickstart.yaml", overrides).changed(alone)

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NoReturn
 
 from roots_dist import environment, logs
 from roots_dist.api.arguments import checked, refuse
@@ -140,11 +141,32 @@ class Training:
         return saved
 
 
+class Opening(AbstractContextManager[Training]):
+    """A run that a with statement opens, and closes behind it."""
+
+    def __init__(self, opened: AbstractContextManager[Training]) -> None:
+        self._opened = opened
+
+    def __enter__(self) -> Training:
+        return self._opened.__enter__()
+
+    def __exit__(self, *failure: Any) -> bool | None:
+        return self._opened.__exit__(*failure)
+
+    def __getattr__(self, name: str) -> NoReturn:
+        fix = f"write `with training(config) as run:` and, inside it, run.{name}"
+        raise AttributeError(f"{name} of training(): the run is not open. Fix: {fix}")
+
+
 @checked()
+def training(config: ConfigOrFile, overrides: Sequence[str] = ()) -> AbstractContextManager[Training]:
+    """Open a run, in a with statement, to train it step by step, from its newest checkpoint if it has one. Raises
+    UserError for what `roots train` would refuse."""
+    return Opening(_opened(config, overrides))
+
+
 @contextmanager
-def training(config: ConfigOrFile, overrides: Sequence[str] = ()) -> Iterator[Training]:
-    """Open a run to train it step by step, from its newest checkpoint if it has one. Raises UserError for what
-    `roots train` would refuse."""
+def _opened(config: ConfigOrFile, overrides: Sequence[str]) -> Iterator[Training]:
     with _on_this_rank(config, overrides) as (resolved, mesh), ExitStack() as held:
         folder = Path(resolved.track.folder)
         if mesh.rank == 0:
