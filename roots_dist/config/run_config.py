@@ -31,6 +31,8 @@ ONE_PROCESS: Mapping[str, object] = {
     "advanced.engine": "reference",
     "train.exact": None,
 }
+SHOWN = 3
+"""Number of runs that the answer to a wrong folder names."""
 
 
 def config_of_run(
@@ -59,7 +61,23 @@ def _run_meant(run: Path) -> str:
         track = parse_file(run)[0].get("track") or {}
         folder = run.parent if run.name == CONFIG_FILE else track.get("folder", "its track.folder")
         return f"name the folder that its run is in, {folder}"
-    runs = sorted(str(file.parent) for file in Path("runs").glob(f"*/{CONFIG_FILE}"))
-    names = [Path(found).name for found in runs]
+    if (around := next((folder for folder in run.parents if (folder / CONFIG_FILE).is_file()), None)) is not None:
+        return f"name the run that it is in, {around}"
+    runs = _runs_in(run) or _runs_in(Path("runs")) or _runs_in(Path())
+    names = [found.name for found in runs]
     close = difflib.get_close_matches(run.name, names, n=1, cutoff=0.75)
-    return f"did you mean {runs[names.index(close[0])]}" if close else "name a track.folder"
+    if close:
+        return f"did you mean {runs[names.index(close[0])]}"
+    if not runs:
+        return "name the track.folder of a run; roots ls FOLDER lists those below a folder"
+    more = f" or another of {len(runs)} (roots ls {runs[0].parent})" if len(runs) > SHOWN else ""
+    return f"name a run, as {', '.join(map(str, runs[:SHOWN]))}{more}"
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    """Folders of runs in this one, the newest first."""
+    try:
+        found = [file for file in folder.glob(f"*/{CONFIG_FILE}") if file.is_file()]
+        return [file.parent for file in sorted(found, key=lambda file: -file.stat().st_mtime)]
+    except OSError:  # of another user, or gone since
+        return []
