@@ -14,6 +14,8 @@ from roots_dist.config.other_names import DATA_RANKS, NO_DATA_RANKS, NUMBER_OF_P
 
 OPTION = re.compile(r"No such option:? '?(-[^\s']*)'?")
 """Message of the parser about an unknown option; the library has written it with and without quotes and a colon."""
+SHORT = re.compile(r"-[a-zA-Z_]{2,}")
+"""A name behind one dash, which the parser reads as letters that are options."""
 WRONG = re.compile(r"Invalid value for '(-[^']+)': Input should be (.+?)\.?$")
 """Message of the parser about a value that an option does not take."""
 BOUNDS = {
@@ -26,8 +28,22 @@ BOUNDS = {
 """Words of the parser -> ours."""
 WITH_PROCESSES = ("train", "finetune", "plan", "verify", "doctor")
 """Commands that have --processes."""
-ALIKE = 0.9
-"""Likeness, of 1, from which one option is taken for another that is misspelt."""
+WITH_CONFIG = (
+    "train",
+    "finetune",
+    "plan",
+    "verify",
+    "sample",
+    "evaluate",
+    "generate",
+    "chat",
+    "launch",
+    "doctor",
+    "export",
+)
+"""Commands that take keys of the config."""
+ALIKE, SIMILAR = 0.9, 0.75
+"""Likeness, of 1, from which one option is taken for another that is misspelt, before keys are looked at and after."""
 PLACE = "VALUE"
 """Stands where a value is missing."""
 PUNCTUATION = str.maketrans({"“": '"', "”": '"', "‘": "'", "’": "'", "–": "-", "—": "--"})
@@ -40,6 +56,9 @@ def usage_line(message: str, words: Sequence[str], options: Sequence[str] = ()) 
     message = " ".join(message.split())
     command = words[0] if words and not words[0].startswith("-") else ""
     found = OPTION.match(message)
+    if found is not None and (joined := next((word for word in words if SHORT.match(word)), "")).startswith(found[1]):
+        words = [f"-{word}" if word == joined else word for word in words]
+        found = re.match("(--[^=]+)", f"-{joined}")
     if found is not None and "." in found[1]:
         right = _key(found[1], words)
         return f"✗ {found[1]}: no option has this name; keys of the config have no dashes. Fix: write {right}."
@@ -47,10 +66,11 @@ def usage_line(message: str, words: Sequence[str], options: Sequence[str] = ()) 
     if found is not None and (odd := [word for word, typed in zip(words, plain) if word != typed]):
         return f"✗ {odd[0]}: a dash or quote that a word processor made. Fix: type {odd[0].translate(PUNCTUATION)}."
     if found is not None and (own := _own(found[1], options)) is not None:
-        value = _value(found[1], words)
-        return f"✗ {found[1]}: no option has this name. Fix: write {own if value == PLACE else f'{own} {value}'}."
+        return f"✗ {found[1]}: no option has this name. Fix: {_with_value(own, found[1], words)}."
     if found is not None and (meant := _known_otherwise(found[1], words)) is not None:
         return f"✗ {found[1]}: no option has this name. Fix: {meant}."
+    if found is not None and (own := _own(found[1], options, SIMILAR)) is not None:
+        return f"✗ {found[1]}: no option has this name. Fix: {_with_value(own, found[1], words)}."
     if (wrong := WRONG.match(message)) is not None:
         return _wrong_value(wrong[1], wrong[2], words)
     if "No such command" in message and command:
@@ -74,14 +94,20 @@ def _wrong_value(option: str, complaint: str, words: Sequence[str]) -> str:
     return f"✗ {told}: expected {expected}. Fix: {f'write {option} {meant}' if meant else f'give {option} {expected}'}."
 
 
-def _own(option: str, options: Sequence[str]) -> str | None:
+def _with_value(own: str, option: str, words: Sequence[str]) -> str:
+    """Tell to write an option with the value that was written for another name."""
+    value = _value(option, words)
+    return f"write {own}" if value == PLACE else f"write {own} {value}"
+
+
+def _own(option: str, options: Sequence[str], alike: float = ALIKE) -> str | None:
     """The option of the command that another spelling or a beginning of its name means; None if there is not one, or
     if launchers have this name for something else."""
     if option in NUMBER_OF_PROCESSES:
         return None
     name = option.lower().replace("_", "-")
     begun = [other for other in options if other.startswith(name)]
-    near = difflib.get_close_matches(name, options, 1, ALIKE)
+    near = difflib.get_close_matches(name, options, 1, alike)
     return begun[0] if len(begun) == 1 else near[0] if near else None
 
 
@@ -90,7 +116,7 @@ def _known_otherwise(option: str, words: Sequence[str]) -> str | None:
     of these."""
     from roots_dist.config.foreign import advice_for
     from roots_dist.config.proposals import instead
-    from roots_dist.config.unknown_keys import known_keys
+    from roots_dist.config.unknown_keys import known_keys, nearest
 
     if option.replace("_", "-") in NUMBER_OF_PROCESSES and words[0] in WITH_PROCESSES:
         return f"write --processes {_value(option, words)}"
@@ -102,8 +128,11 @@ def _known_otherwise(option: str, words: Sequence[str]) -> str | None:
     value = _value(option, words)
     if (advice := advice_for(name, None if value == PLACE else value, {})) is not None:
         return advice
-    of_name = [key for key in known_keys() if key.rpartition(".")[2] == name and "." in key]
-    key = key_for(name) or (of_name[0] if len(of_name) == 1 else None)
+    if words[0] not in WITH_CONFIG:
+        return None
+    keys = [key for key in known_keys() if "." in key]
+    of_name = [key for key in keys if key.rpartition(".")[2] == name]
+    key = key_for(name) or (of_name[0] if len(of_name) == 1 else None if of_name else nearest(name, keys))
     if key is None:
         return None
     return f"write {key}={PLACE}" if value == PLACE else instead(key, value)

@@ -130,8 +130,9 @@ def _report_to(found: object) -> str:
 
 
 def _betas(found: object) -> str:
-    pair = found if isinstance(found, (list, tuple)) and len(found) == 2 else ("VALUE", "VALUE")
-    return f"write optim.beta1={pair[0]} optim.beta2={pair[1]}"
+    given = found.strip("[]() ").split(",") if isinstance(found, str) else found
+    pair = given if isinstance(given, (list, tuple)) and len(given) == 2 else ("VALUE", "VALUE")
+    return f"write optim.beta1={str(pair[0]).strip()} optim.beta2={str(pair[1]).strip()}"
 
 
 ACCUMULATION = "leave it out: it follows from train.global_batch / (train.micro_batch × data ranks)"

@@ -22,7 +22,7 @@ from roots_dist.config.overrides import joined, typed
 from roots_dist.config.problems import origin_of, problems_of, unknown, validated
 from roots_dist.config.proposals import proposal, sizes
 from roots_dist.config.schema import Config
-from roots_dist.config.unknown_keys import fixed, known_keys, meant_by, setting
+from roots_dist.config.unknown_keys import fixed, in_one_word, known_keys, meant_by, setting
 from roots_dist.errors import ConfigError, Problem
 from roots_dist.files import WORKING_DIRECTORY
 
@@ -122,6 +122,9 @@ def _apply(override: str, tree: dict[str, Any], origins: dict[str, str]) -> None
     key, equals, value = override.partition("=")
     section, _, inside = key.partition(".")
     known = known_keys()
+    if (several := in_one_word(override, known)) is not None:
+        expected, fix = "an override of one key", f"write {several}"
+        raise ConfigError([Problem(key=override, found=override, expected=expected, fix=fix, origin=COMMAND_LINE)])
     if equals and not inside and section in Config.model_fields:
         raise ConfigError([_whole_section(section, value)])
     if not equals or not inside or not section or (not override.isascii() and key not in known and typed(key) in known):

@@ -27,6 +27,7 @@ from roots_dist.config.proposals import (
     examples,
     expected_of,
     given,
+    inner_values,
     instead,
     proposal,
     refusal_of,
@@ -180,7 +181,10 @@ def _remedy(details: ErrorDetails, key: str, tree: Mapping[str, Any]) -> str:
     if kind == "string_type":
         return "put the value into quotes"
     if kind == "tuple_type":
-        return f"write a list, as {key}=[{examples(key)}]{described(key)}"
+        listed = proposal(key, f"[{details['input']}]") if isinstance(details["input"], (str, int)) else None
+        return f"write {listed or f'a list, as {key}=[{examples(key)}]'}{described(key)}"
+    if kind in SECTION and (inner := inner_values(key)):
+        return f"write keys of its own, as {key}={inner}{described(key)}, or leave it out"
     if kind in SECTION:
         return f"write the keys of {key} indented below it, each on a line"
     if key not in known_keys() or refusal_of(key, details["input"]) is None:

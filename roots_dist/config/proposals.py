@@ -146,6 +146,17 @@ def examples(key: str) -> str:
     return ", ".join(map(str, words[:2]))
 
 
+def inner_values(key: str) -> str:
+    """The keys of a section within a section, with a value that each takes; empty for other keys."""
+    info = field_of(key)
+    options = [info.annotation, *get_args(info.annotation)] if info is not None and "." in key else []
+    model = next((option for option in options if hasattr(option, "model_fields")), None)
+    fields = {} if model is None else model.model_fields
+    return (
+        f"{{{', '.join(f'{name}: {as_written(inner.default)}' for name, inner in fields.items())}}}" if fields else ""
+    )
+
+
 def _is_whole(info: FieldInfo) -> bool:
     return int in (info.annotation, *get_args(info.annotation))
 

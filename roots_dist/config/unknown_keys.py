@@ -62,6 +62,15 @@ def fixed(override: str) -> str:
     return instead(key, value) if key in known_keys() else f"write {override}"
 
 
+def in_one_word(override: str, known: Sequence[str]) -> str | None:
+    """The overrides that were joined with commas, as `tp=2,pp=2`, apart; None if it is one."""
+    parts = [part.partition("=") for part in re.split(r",\s*(?=[\w.]+=)", override)]
+    keys = [nearest(name, known) if "=" in equals else None for name, equals, _ in parts]
+    if len(parts) == 1 or None in keys:
+        return None
+    return " ".join(f"{key}={value}" for key, (_, _, value) in zip(keys, parts))
+
+
 def meant_by(override: str, known: Sequence[str], sizes: Known) -> str:
     """Say what to write for an override without a section, with a colon, dashes or full-width characters."""
     key, value = re.split(r"[=:]|$", typed(override).lstrip("-—"), maxsplit=1)

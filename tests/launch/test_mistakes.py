@@ -78,7 +78,7 @@ TYPED = {
     ),
     "a value for a list": (
         "train a.yaml model.layer_kinds=window",
-        "write a list, as model.layer_kinds=[full, window]",
+        "Fix: write model.layer_kinds=[window] (",
     ),
     "a section for a key": ("train a.yaml model={}", "Fix: write model.family=VALUE."),
     "nothing for a section": ("train a.yaml model=null", "Fix: write model.family=VALUE."),
@@ -113,6 +113,14 @@ TYPED = {
     "the number of data ranks alone": ("train a.yaml dp=2", "leave it out: the number of data ranks is that of the"),
     "a key in capitals": ("train a.yaml TRAIN.STEPS=5", "did you mean train.steps"),
     "a key of vLLM": ("train a.yaml parallel.tensor_parallel_size=2", "it is called parallel.tp here"),
+    "options that are a key, with one dash": ("train a.yaml -tp 2", "Fix: write parallel.tp=2."),
+    "a misspelt key as an option": ("train a.yaml --recompue full", "Fix: write train.recompute=full."),
+    "a misspelt option without likeness to a key": ("prepare a.txt --output o --vocob 5", "Fix: write --vocab 5."),
+    "a key as an option of another command": ("prepare a.txt --output o --seq-length 5", "see roots prepare --help"),
+    "two keys in one word": ("train a.yaml tp=2,parallel.pp=2", "Fix: write parallel.tp=2 parallel.pp=2."),
+    "items without brackets": ("train a.yaml train.batch_ramp=2,2,4", "Fix: write train.batch_ramp=[2,2,4] ("),
+    "betas without brackets": ("train a.yaml optim.betas=0.9,0.95", "write optim.beta1=0.9 optim.beta2=0.95."),
+    "a switch for a section": ("train a.yaml train.exact=true", "as train.exact={{tensor: 1, data: 1, context: 1}} ("),
     "an option that is a key": ("train a.yaml --tp=2", "Fix: write parallel.tp=2."),
     "an option of Hugging Face": (
         "train a.yaml --warmup_ratio 0.1",
