@@ -1,6 +1,6 @@
 """Mistakes in the messages of a conversation -> what was expected instead, and how to mend it.
 
-    {'role': 'user', 'text': 'hi'} --text_missing--> "messages of the user with content; rename text to content"
+    {'role': 'user', 'text': 'hi'} --no_text--> "messages of the user with content …", "rename text to content …"
 
 messages.py reads messages, and asks here when it cannot.
 """
