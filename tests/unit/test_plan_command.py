@@ -81,6 +81,8 @@ def test_a_plan_says_first_whether_it_fits(capsys):
     assert lines(huge, None)[1].startswith("Fix: weights, optimizer and gradients take 1 TiB of it: try ")
     wide = replace(plan, ranks=(replace(plan.ranks[0], activations=39 * 2**30),))
     assert "fits GPUs of 48 GiB" in lines(wide, None)[0], "a GPU of 40 GiB has no 39 for tensors"
+    cut = lines(replace(plan, ranks=(replace(plan.ranks[0], weights=3 * 286 * 2**30),)), None)[1]
+    assert cut.endswith("try parallel.tp × parallel.pp of at least 16 instead of 4"), cut
     hidden = lines(replace(plan, ranks=(replace(plan.ranks[0], activations=2**40),)), None)[1]
     assert "try train.recompute=full, a smaller train.micro_batch, parallel.sequence_parallel=true or" in hidden
     for width in (80, 120):

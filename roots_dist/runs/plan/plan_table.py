@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -53,7 +54,9 @@ def lines(
     answer, head, times = (
         [part for line in some for part in textwrap.wrap(line, width)]
         for some in (
-            [told] if does else [f"✗ {told}", f"Fix: {_advice(plan)}"],
+            [told]
+            if does
+            else [f"✗ {told}", f"Fix: {_advice(plan, None if free is not None else gpus[-1] * 2**30 - SET_ASIDE)}"],
             [title],
             [*_save_copy(plan), *_time(plan, cluster)],
         )
@@ -89,8 +92,9 @@ def fits(plan: Plan, free: int | None, gpus: Sequence[int] = GPUS_GIB) -> tuple[
     return does, f"fits into the {of}" if does else f"does not fit into the {of}"
 
 
-def _advice(plan: Plan) -> str:
-    """The keys that make the largest part of the process that needs most smaller."""
+def _advice(plan: Plan, room: int | None) -> str:
+    """The keys that make the largest part of the process that needs most smaller. room: bytes of a GPU for tensors,
+    from which follows how many ranks that part has to be cut over; None where all processes share them."""
     most, config = max(plan.ranks, key=lambda rank: rank.peak), plan.config
     p, train = config.parallel, config.train
     state = most.weights + most.optimizer + most.gradients
@@ -99,14 +103,27 @@ def _advice(plan: Plan) -> str:
         ways += ["train.recompute=full"] if train.recompute != "full" else []
         ways += ["a smaller train.micro_batch"] if train.micro_batch > 1 else []
         ways += ["parallel.sequence_parallel=true"] if p.tp > 1 and not p.sequence_parallel else []
-        ways += ["a larger parallel.tp or parallel.cp"]
+        ways += [_more("tp or parallel.cp", p.tp * p.cp, most.peak, room)]
         part = f"activations take {size(most.activations)} of it"
     else:
         ways += ["parallel.zero_stage=3"] if plan.layout.dp_cp > 1 and p.zero_stage < 3 else []
         ways += ["train.precision=bf16"] if train.precision != "bf16" and train.device != "cpu" else []
-        ways += ["a larger parallel.tp or parallel.pp"]
+        ways += [_more("tp or parallel.pp", p.tp * p.pp, most.peak, room)]
         part = f"weights, optimizer and gradients take {size(state)} of it"
     return f"{part}: try {', '.join(ways[:-1])} or {ways[-1]}" if len(ways) > 1 else f"{part}: try {ways[0]}"
+
+
+def _more(keys: str, ranks: int, peak: float, room: int | None) -> str:
+    """The advice to cut over more ranks than the `ranks` that `keys` say now. Nothing shrinks faster than their number
+    grows, so that fewer than those which it names cannot do."""
+    if room is None or peak <= room:
+        return f"a larger parallel.{keys}"
+    product = keys.replace("tp or", "tp ×")
+    return f"parallel.{product} of at least {next_power_of_two(ranks * peak / room)} instead of {ranks}"
+
+
+def next_power_of_two(number: float) -> int:
+    return 1 << math.ceil(math.log2(number))
 
 
 def _columns(rows: list[list[str]]) -> list[str]:
