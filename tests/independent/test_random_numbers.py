@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -106,6 +107,15 @@ def test_masks_drop_as_often_as_they_say_and_scale_the_rest(drop):
     torch.testing.assert_close(y, x / (1 - drop) * kept, rtol=1e-15, atol=0)
     y.sum().backward()
     torch.testing.assert_close(x.grad, kept.double() / (1 - drop), rtol=1e-15, atol=0)
+
+
+def test_a_kernel_has_what_it_can_compute_in_float32(monkeypatch):
+    rows, x = rng.fold(1, torch.arange(8)), torch.ones(8, 4)
+    kernels = SimpleNamespace(dropout=lambda x, *others: x + 1)
+    monkeypatch.setattr(rng, "kernels_of", lambda device: kernels)
+    assert torch.equal(rng.dropout(x, 0.5, rows), x + 1)
+    assert torch.equal(rng.dropout(x.bfloat16(), 0.5, rows), x.bfloat16() + 1)
+    assert set(rng.dropout(x.double(), 0.5, rows).flatten().tolist()) == {0.0, 2.0}
 
 
 def mask(drop: float = 0.3, seed=7, step=3, site="blocks.0.1", sample=5, position=9, head=None, first=0) -> Tensor:

@@ -21,6 +21,7 @@ from roots_dist.learning.data.remarks import Remarks
 from roots_dist.learning.data.specials import synthetic_specials
 from roots_dist.learning.data.tasks import Example, Examples
 from roots_dist.learning.models.sample_tokens import sample_tokens
+from roots_dist.learning.models.vocab_head import loss_chunk
 from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.parallel.zero import flat, unit
 from roots_dist.parallel.zero.collectives import PendingMessage
@@ -38,6 +39,15 @@ BERT = dict(family="bert", norm_position="post", embedding_norm=True, activation
 def passes_of(**sections):
     tree = {"data": {"seq_length": 12}, "advanced": {"float64": True, "vocab_multiple": 8}} | sections
     return build_passes(Config.model_validate(tree), Mesh.single())
+
+
+@pytest.mark.parametrize(
+    "rows, width, chunk",
+    [(61, 16, 1024), (50257, 2048, 2048), (128256, 8192, 4185), (2**19, 8192, 1024)],
+    ids=["as many as are worth a product", "as many as the weight is wide", "two GiB of them", "a product again"],
+)
+def test_the_logits_that_exist_at_one_time_take_two_gib(rows, width, chunk):
+    assert loss_chunk(Config(), TensorParallel(), torch.empty(rows, width, device="meta")) == chunk
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 29, 30, 31])

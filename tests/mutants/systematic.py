@@ -70,6 +70,7 @@ CUT_EXPERTS = (
 )
 AS_PLAIN = "parity/test_exact.py::test_an_exact_run_computes_what_a_plain_one_does"
 IN_BITS = tuple(map(BITS, ("gpt-degrees0-changes0", "llama-degrees1-changes1")))
+CONTEXT_BITS = (f"{AS_PLAIN}[llama-degrees1]", BITS("gpt-degrees3-changes3"))
 ZERO = tuple(
     map(
         ENGINE,
@@ -91,11 +92,14 @@ STEP = (
 )  # fmt: skip
 TESTS: dict[str, tuple[str, ...]] = {
     "parallel/tensor/adapter.py": ("unit/test_linear.py", "independent/test_adapters.py", *ADAPTERS),
-    "parallel/tensor/collectives.py": (*EVERYTHING, LAYOUT("olmo,tp=2,pp=2,gpipe"), *CUT_TEXTS, *CUT_EXPERTS, *IN_BITS),
-    "parallel/tensor/context.py": ("parity/test_context.py", *CUT_TEXTS, "unit/test_stopwatch.py"),
+    "parallel/tensor/collectives.py": (
+        *EVERYTHING, LAYOUT("olmo,tp=2,pp=2,gpipe"), *CUT_TEXTS, *CUT_EXPERTS, *IN_BITS, *CONTEXT_BITS,
+        "parity/test_exact.py::test_positions_are_summed_in_an_order_where_a_run_is_exact",
+    ),
+    "parallel/tensor/context.py": ("parity/test_context.py", *CUT_TEXTS, "unit/test_stopwatch.py", *CONTEXT_BITS),
     "parallel/tensor/cross_entropy.py": (
         "independent/test_cross_entropy.py", "independent/test_low_precision.py", "reference/test_lm_eval.py",
-        AS_PLAIN,
+        AS_PLAIN, "unit/test_dpo.py::test_loss_and_gradients_are_those_of_the_paper",
         *EVERYTHING, *IN_BITS,
     ),
     "parallel/tensor/dispatch.py": ("independent/test_experts.py", *CUT_EXPERTS, "parity/test_expert_parallel.py"),
@@ -121,7 +125,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         ENGINE("reference zero1 dp2 tp=2"), ADAMW("gpt"), *IN_BITS,
     ),
     "parallel/optim/groups.py": (
-        *ZERO[:1], "unit/test_groups.py", "independent/test_adamw.py", "parity/test_exact.py",
+        *ZERO[:1], "unit/test_groups.py", "independent/test_adamw.py", "parity/test_exact.py", "test_extensions.py",
     ),
     "parallel/optim/trainable.py": (
         "unit/test_verify_trainable.py", "independent/test_unfreezing.py", "parity/test_finetuning.py",
@@ -180,7 +184,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "schedule/communication.py": ("unit/test_schedules.py",),
     "world/batch.py": (
         "unit/test_data_batches.py", "unit/test_packing.py", "independent/test_attention.py", MASKS("clm"),
-        "reference/test_generation_transformers.py", *EVERYTHING, *IN_BITS,
+        "unit/test_tiles.py", "reference/test_generation_transformers.py", *EVERYTHING, *IN_BITS,
     ),
     "world/exact.py": (
         "parity/test_exact.py",
@@ -188,7 +192,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     ),
     "world/mesh.py": ("unit/test_mesh.py", *EVERYTHING[4:], *CUT_TEXTS[:1], *CUT_EXPERTS, *IN_BITS),
     "world/positions.py": ("parity/test_context.py", *CUT_TEXTS),
-    "world/rng.py": ("independent/test_random_numbers.py", "independent/test_initial_weights.py"),
+    "world/rng.py": ("independent/test_random_numbers.py", "independent/test_initial_weights.py", "unit/test_fuse.py"),
     "world/sharding.py": ("unit/test_linear.py", "independent/test_adamw.py", *EVERYTHING, *CUT_EXPERTS, *ZERO),
     "world/tree_sum.py": ("parity/test_exact.py",),
 }  # fmt: skip

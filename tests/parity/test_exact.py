@@ -26,7 +26,7 @@ from roots_dist.parallel.optim.groups import Group, exact_update, initial_state
 from roots_dist.parallel.optim.norm import exact_group_norms
 from roots_dist.parallel.optim.trainable import Trainable
 from roots_dist.parallel.tensor.by_positions import ADD, by_positions
-from roots_dist.parallel.tensor.collectives import TensorParallel
+from roots_dist.parallel.tensor.collectives import TensorParallel, start_reduce_scatter
 from roots_dist.parallel.tensor.exact import Shard, by_shards
 from roots_dist.parallel.tensor.weight_gradient import weight_gradient
 from roots_dist.parallel.zero import reference
@@ -438,6 +438,15 @@ def test_a_tree_sends_no_more_bytes_than_a_ring(ranks):
         sum_up(torch.zeros(numbers), Axis("tp", ranks, 0, tuple(range(ranks)), group))
         sent = sum(ring_bytes(m.operation, m.bytes, ranks) for m in group.messages)
         assert sent == ring_bytes(operation, 4 * numbers, ranks)
+
+
+@pytest.mark.parametrize("exact, operations", [(None, ["reduce_scatter"]), (Exact(4, 4, 1, 1), ["all_to_all"])])
+def test_positions_are_summed_in_an_order_where_a_run_is_exact(exact, operations):
+    """Two ranks have but one order, and none of four is that of a tree where the library chooses it."""
+    group = RecordingGroup(4)
+    tp = TensorParallel(Axis("tp", 4, 0, tuple(range(4)), group), exact=exact)
+    start_reduce_scatter(torch.zeros(2, 8, 3), tp)
+    assert [message.operation for message in group.messages] == operations
 
 
 def sums_of_few(rank: int, size: int) -> list[torch.Tensor]:

@@ -99,6 +99,21 @@ def test_the_ramp_goes_on_without_gap(two):
     assert [len(batches.at(step)) for step in range(6)] == [4, 4, 4, 8, 8, 12]
 
 
+def test_what_a_sample_draws_is_the_same_on_every_rank_and_after_a_resume(two):
+    """Its number is the key of its draws, and nothing else is."""
+
+    class Drawing(CausalTokens):
+        def sample(self, source, index, draw):
+            fields = super().sample(source, index, draw)
+            return fields | {"tokens": draw.integers(0, VOCAB, len(fields["tokens"]))}
+
+    made, sources = config(*two)
+    alone, again = (rows(Batches.open(made, Drawing(made), sources).at(3)) for _ in range(2))
+    shared = [rows(Batches.open(made, Drawing(made), sources, dp_rank=rank, dp_size=3).at(3)) for rank in range(3)]
+    assert alone == again == {number: row for found in shared for number, row in found.items()}
+    assert len({tuple(tokens) for tokens, _ in alone.values()}) == len(alone)
+
+
 def test_another_seed_is_another_order(two):
     assert rows(opened(*config(*two)).at(0)) != rows(opened(*config(*two, seed=1)).at(0))
 

@@ -112,6 +112,7 @@ def test_a_long_pair_is_cut_at_both_ends(seq, kept):
     objective = objective_of_length(seq)
     fields = objective.sample(Examples("rows", (example,)), 0, np.random.default_rng(0))
     lengths = [(fields["document_ids"] == document).sum() for document in (0, 1, PADDING)]
+    assert objective.length(example) == 14, "the chosen text alone may fill the half of a sample"
     assert lengths == [*kept, seq - sum(kept)] and objective.too_long(example) == (sum(kept) < 12)
     assert fields["tokens"][: kept[0]].tolist() == first[: kept[0]].tolist()
     chosen, rejected = fields["targets"][: kept[0]], fields["targets"][kept[0] : sum(kept)]

@@ -5,9 +5,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from roots_dist.parallel.tensor import linear
 from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.parallel.tensor.linear import ColumnParallelLinear, RowParallelLinear, column_parallel
-from roots_dist.world.sharding import set_grad
+from roots_dist.runs.plan.rank_cost import RecordingGroup
+from roots_dist.world.mesh import Axis
+from roots_dist.world.sharding import Param, ShardSpec, set_grad, sum_tied_gradients
 
 ROWS, SEQ, WIDTH, FEATURES, RANK, SCALE = 2, 5, 6, 8, 3, 0.7
 
@@ -83,8 +86,32 @@ def test_deferred_weight_gradients_are_not_there_before_they_are_asked_for():
         assert torch.equal(layer.weight.grad, torch.full([FEATURES, WIDTH], ROWS * SEQ * (number + 1.0)))
 
 
+@pytest.mark.parametrize("sizes, messages", [((WIDTH,), 1), ((WIDTH, WIDTH), 1), ((WIDTH, WIDTH, WIDTH), 1)])
+def test_gradients_of_the_inputs_of_a_region_are_summed_in_one_message(sizes, messages):
+    group = RecordingGroup(2)
+    found = linear._start_sums(
+        [torch.ones(ROWS, SEQ, size) for size in sizes], TensorParallel(Axis("tp", 2, 0, (0, 1), group))
+    )()
+    assert len(group.messages) == messages and [g.shape for g in found] == [(ROWS, SEQ, size) for size in sizes]
+
+
 def test_a_gradient_has_its_shape_where_the_weight_has_been_emptied():
     """As DeepSpeed's ZeRO-3 empties it between its passes."""
     weight = torch.nn.Parameter(torch.empty(0))
     set_grad(weight, torch.ones(2, 3))
     assert weight.shape == (0,) and torch.equal(weight.grad, torch.ones(2, 3))
+
+
+def test_gradients_that_stages_share_are_summed_in_the_order_of_their_names():
+    """Two ranks may have built them in another order, and would sum one with the other's."""
+    summed = []
+
+    class Recorded(Axis):
+        def sum_(self, tensor):
+            summed.append(tensor)
+            return tensor
+
+    spec, axis = ShardSpec(shape=(2,)), Recorded("tied", 2)
+    gradients = [(Param(name, torch.nn.Parameter(torch.ones(2)), spec, Axis("tp")), torch.ones(2)) for name in "bca"]
+    sum_tied_gradients(gradients, {"a": axis, "b": axis})
+    assert len(summed) == 2 and summed[0] is gradients[2][1] and summed[1] is gradients[0][1]

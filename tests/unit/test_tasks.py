@@ -17,10 +17,10 @@ from roots_dist.learning.data.tasks import collect_labels, open_examples
 from roots_dist.learning.data.tokenizer import load_codec, train
 from roots_dist.learning.models import pieces_of
 from roots_dist.learning.objectives import OBJECTIVES, make_row_objective
-from roots_dist.learning.objectives.classify import longest_first
+from roots_dist.learning.objectives.classify import longest_first, padded
 from roots_dist.learning.objectives.task_checks import complete_from_rows, row_remarks
 from roots_dist.parallel.tensor.collectives import TensorParallel
-from roots_dist.world.batch import IGNORE
+from roots_dist.world.batch import IGNORE, PADDING
 from roots_dist.world.sharding import parameters_of
 
 TEXTS = [
@@ -125,6 +125,13 @@ def test_a_pair_stands_as_in_bert_and_is_cut_from_the_longer_text(place):
         and (short["document_ids"] == 0).all()
         and short["segment_ids"].tolist() == [0, 0, 0, 0, 0, 1, 1, 1]
     )
+
+
+@pytest.mark.parametrize("pad, filled", [(7, 7), (0, 0), (None, 0)])
+def test_a_short_text_is_filled_with_padding(pad, filled):
+    fields = padded(np.array([4, 5, 6]), 5, pad)
+    assert fields["tokens"].tolist() == [4, 5, 6, filled, filled]
+    assert fields["document_ids"].tolist() == [0, 0, 0, PADDING, PADDING]
 
 
 @pytest.mark.parametrize("room", range(2, 13))

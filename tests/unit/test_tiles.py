@@ -1,12 +1,13 @@
 """Tiles of attention: every visible pair of a query and a key in exactly one tile, and nearly nothing else."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 
 from roots_dist.learning.models.tiles import Edge, Pattern
-from roots_dist.world.batch import PADDING, KVCache, MicroBatch
+from roots_dist.world.batch import PADDING, KVCache, MicroBatch, Term, added
 
 DOCUMENTS = {
     "none": None,
@@ -103,6 +104,18 @@ def test_documents_are_runs_of_ids_that_do_not_come_back():
     assert moved.to(torch.device("meta")) is not None and moved.document_ids.device.type == "meta"
     ids[0, 5] = 4
     assert batch.to(torch.device("meta")).document_ranges is None
+
+
+def test_parts_of_a_term_are_added_with_what_was_hit():
+    """Context shards of a rank of an exact run."""
+    parts = [Term("clm", torch.tensor(n + 0.5), torch.tensor(n), torch.tensor(n // 2)) for n in (3, 8)]
+    whole = added(parts)
+    assert (whole.sum.item(), whole.count.item(), whole.hits.item()) == (
+        12.0,
+        11,
+        5,
+    ) and whole.sum.dtype == torch.float64
+    assert added([replace(part, hits=None) for part in parts]).hits is None
 
 
 def test_a_cache_drops_the_keys_that_no_later_query_sees():
