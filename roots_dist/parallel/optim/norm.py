@@ -33,11 +33,17 @@ def group_squares(groups: Sequence[Iterable[tuple[Param, Tensor]]], device: torc
     """float64 [groups]: the square of each group's norm, as far as this rank counts it; not read by the host.
 
     Sums are in float64: in float32 torch adds the squares of a CPU tensor one after the other, and the norm of thirty
-    million numbers is 0.2 % too small.
+    million numbers is 0.2 % too small. On a CPU they are scalar products of what its cache holds, which takes
+    less time than torch's norm in float64 of a float32 tensor.
     """
     totals = torch.zeros(len(groups), dtype=torch.float64, device=device)
     for i, gradients in enumerate(groups):
-        if counted := _counted(gradients):
+        if not (counted := _counted(gradients)):
+            continue
+        if device.type == "cpu":
+            wide = (block.double() for block in _blocks(counted, BLOCKS["cpu"]))
+            totals[i] = torch.stack([torch.dot(block, block) for block in wide]).sum()
+        else:
             totals[i] = torch.stack(torch._foreach_norm(counted, dtype=torch.float64)).square().sum()
     return totals
 
