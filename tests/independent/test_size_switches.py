@@ -20,8 +20,10 @@ from roots_dist.learning.data import tasks
 from roots_dist.learning.data.remarks import Remarks
 from roots_dist.learning.data.specials import synthetic_specials
 from roots_dist.learning.data.tasks import Example, Examples
+from roots_dist.learning.models import vocab_head
 from roots_dist.learning.models.sample_tokens import sample_tokens
 from roots_dist.learning.models.vocab_head import loss_chunk
+from roots_dist.learning.objectives.synthetic import random_batches
 from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.parallel.zero import flat, unit
 from roots_dist.parallel.zero.collectives import PendingMessage
@@ -48,6 +50,20 @@ def passes_of(**sections):
 )
 def test_the_logits_that_exist_at_one_time_take_two_gib(rows, width, chunk):
     assert loss_chunk(Config(), TensorParallel(), torch.empty(rows, width, device="meta")) == chunk
+
+
+def test_the_head_is_computed_in_the_chunks_of_the_config(monkeypatch):
+    made, chunks = (
+        Config.model_validate({"model": SIZES, "data": {"seq_length": 12}, "advanced": {"loss_chunk": 5}}),
+        [],
+    )
+    whole = vocab_head.linear_cross_entropy
+    monkeypatch.setattr(
+        vocab_head, "linear_cross_entropy", lambda *of, **keys: chunks.append(keys.get("chunk")) or whole(*of, **keys)
+    )
+    passes = build_passes(made, Mesh.single())
+    passes.forward(random_batches(made, 0, 0, 1))
+    assert set(chunks) == {5}
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 29, 30, 31])

@@ -26,7 +26,7 @@ from roots_dist.parallel.optim.groups import Group, exact_update, initial_state
 from roots_dist.parallel.optim.norm import exact_group_norms
 from roots_dist.parallel.optim.trainable import Trainable
 from roots_dist.parallel.tensor.by_positions import ADD, by_positions
-from roots_dist.parallel.tensor.collectives import TensorParallel, start_reduce_scatter
+from roots_dist.parallel.tensor.collectives import TensorParallel, start_all_reduce, start_reduce_scatter
 from roots_dist.parallel.tensor.exact import Shard, by_shards
 from roots_dist.parallel.tensor.weight_gradient import weight_gradient
 from roots_dist.parallel.zero import reference
@@ -152,6 +152,7 @@ SAMPLE = [
     ("mixtral", (1, 1, 2), dict(cp=2, train__global_batch=2, model__layers=2)),
     ("mixtral", (2, 4), dict(dp=2, ep=2, tp=2, zero_stage=1) | CUT),
     ("mixtral", (1, 2), dict(dp=2, ep=2, train__precision="bf16", train__micro_batch=2) | CUT | OF_RANK_3),
+    ("mixtral", (1, 1, 2), dict(cp=2, ep=2, train__global_batch=2) | CUT | dict(model__layers=1)),
 ]
 MODELS = {
     "gpt": dict(model__heads=8),
@@ -440,13 +441,33 @@ def test_a_tree_sends_no_more_bytes_than_a_ring(ranks):
         assert sent == ring_bytes(operation, 4 * numbers, ranks)
 
 
-@pytest.mark.parametrize("exact, operations", [(None, ["reduce_scatter"]), (Exact(4, 4, 1, 1), ["all_to_all"])])
-def test_positions_are_summed_in_an_order_where_a_run_is_exact(exact, operations):
+@pytest.mark.parametrize(
+    "sum_up, is_exact, operations",
+    [
+        (start_reduce_scatter, False, ["reduce_scatter"]),
+        (start_reduce_scatter, True, ["all_to_all"]),
+        (start_all_reduce, False, ["all_reduce"]),
+        (start_all_reduce, True, ["all_to_all", "all_to_all"]),
+    ],
+)
+def test_ranks_sum_in_an_order_where_a_run_is_exact(sum_up, is_exact, operations):
     """Two ranks have but one order, and none of four is that of a tree where the library chooses it."""
     group = RecordingGroup(4)
-    tp = TensorParallel(Axis("tp", 4, 0, tuple(range(4)), group), exact=exact)
-    start_reduce_scatter(torch.zeros(2, 8, 3), tp)
+    tp = TensorParallel(Axis("tp", 4, 0, tuple(range(4)), group), exact=Exact(4, 4, 1, 1) if is_exact else None)
+    sum_up(torch.zeros(2, 8, 3), tp)()
     assert [message.operation for message in group.messages] == operations
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_a_chunk_of_positions_belongs_to_its_shard(ranks):
+    """Shard c of C has the chunks c and 2C-1-c of 2C."""
+    for rank in range(ranks):
+        cp = Axis("cp", ranks, rank, tuple(range(ranks)))
+        tp = TensorParallel(cp=cp, exact=Exact(1, 1, 1, 1, context=4, cp=cp))
+        held = 4 // ranks
+        for number in range(held):
+            shard = rank * held + number
+            assert [tp.shard_of(range(3 * c, 3 * c + 3)) for c in (shard, 7 - shard)] == [number, number]
 
 
 def sums_of_few(rank: int, size: int) -> list[torch.Tensor]:

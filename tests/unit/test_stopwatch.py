@@ -11,13 +11,14 @@ from roots_dist.config.schema import Config
 from roots_dist.layout import Layout
 from roots_dist.learning.objectives.synthetic import proof_objective, random_batches
 from roots_dist.parallel.pipeline.stage import Stage
+from roots_dist.runs.train import step
 from roots_dist.runs.train.callbacks import rank_metrics
 from roots_dist.runs.train.step import train_step
 from roots_dist.testing.world import on_world
 from roots_dist.world.mesh import Mesh
 from roots_dist.world.stopwatch import PARTS, Stopwatch
 
-SLOW_S, MICROBATCHES = 0.06, 4
+SLOW_S, LATE_S, MICROBATCHES = 0.06, 0.1, 4
 
 
 def test_laps_add_up_and_taking_begins_anew(monkeypatch):
@@ -35,7 +36,8 @@ def test_laps_add_up_and_taking_begins_anew(monkeypatch):
 
 
 def one_step(rank: int, size: int, slow: int, tp: int = 1, pp: int = 1, cp: int = 1) -> dict[str, object]:
-    """A step of a rank of which the forward passes take SLOW_S longer on rank `slow`."""
+    """A step of a rank of which the forward passes take SLOW_S longer on rank `slow`, and the sums at their end LATE_S
+    longer on all."""
     config = Config.model_validate(
         {
             "model": {"layers": 2, "hidden": 16, "heads": 2, "vocab": 61},
@@ -48,13 +50,17 @@ def one_step(rank: int, size: int, slow: int, tp: int = 1, pp: int = 1, cp: int 
     mesh = Mesh.connect(Layout(dp=size // (tp * pp * cp), pp=pp, tp=tp, cp=cp), rank)
     run = build_run(config, mesh, objective=proof_objective(config))
     train_step(run, random_batches(config, 0, mesh.dp.rank, mesh.dp.size), 1e-3)
-    forward = Stage.forward
+    forward, sum_over_ranks = Stage.forward, step.sum_over_ranks
 
     def slower(self, payload, batch):
         time.sleep(SLOW_S if rank == slow else 0)
         return forward(self, payload, batch)
 
-    Stage.forward = slower
+    def later(*of):
+        time.sleep(LATE_S)
+        return sum_over_ranks(*of)
+
+    Stage.forward, step.sum_over_ranks = slower, later
     batches = random_batches(config, 1, mesh.dp.rank, mesh.dp.size)
     run.watch.take()
     since = time.perf_counter()
@@ -70,7 +76,7 @@ def test_a_stage_waits_for_the_one_that_is_slow(slow):
     least = SLOW_S * (MICROBATCHES - 1) / 2  # half of it: a busy machine takes the rest
     waited = [rank["parts"]["pp_wait"] for rank in ranks]
     computed = [rank["parts"]["compute"] for rank in ranks]
-    assert computed[slow] - computed[1 - slow] > least and waited[1 - slow] > least
+    assert computed[slow] - computed[1 - slow] > least and waited[1 - slow] > least + LATE_S and waited[slow] > LATE_S
     for rank in ranks:
         assert set(rank["parts"]) <= set(PARTS)
         assert sum(rank["parts"].values()) == pytest.approx(rank["whole"], rel=0.1, abs=0.02)
