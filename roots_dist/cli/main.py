@@ -158,7 +158,7 @@ def _run(words: Sequence[str]) -> int:
         bare = not words or (len(words) == 1 and not error.format_message().startswith(("No such", "Missing")))
         params = error.ctx.command.params if error.ctx else []
         options = [name for param in params for name in param.opts if name.startswith("--")]
-        line = usage_line(error.format_message(), words, options)
+        line = usage_line(error.format_message(), words, options, (error.ctx.command.help or "") if error.ctx else "")
         typer.echo(error.ctx.get_help() if bare and error.ctx else line, err=True)
         return 2
     except typer.Abort:

@@ -18,6 +18,8 @@ SHORT = re.compile(r"-[a-zA-Z_]{2,}")
 """A name behind one dash, which the parser reads as letters that are options."""
 WRONG = re.compile(r"Invalid value for '(-[^']+)': Input should be (.+?)\.?$")
 """Message of the parser about a value that an option does not take."""
+UNIT = re.compile(r"(?i)\s*gi?b?$")
+"""The unit of an option that is in GiB."""
 BOUNDS = {
     "a valid integer": "a whole number",
     "a valid number": "a number",
@@ -50,9 +52,9 @@ PUNCTUATION = str.maketrans({"“": '"', "”": '"', "‘": "'", "’": "'", "�
 """Quotes and dashes of a word processor -> the plain ones."""
 
 
-def usage_line(message: str, words: Sequence[str], options: Sequence[str] = ()) -> str:
-    """The parser's message as one line with its fix. words: the command line, without `roots`. options: those of the
-    command."""
+def usage_line(message: str, words: Sequence[str], options: Sequence[str] = (), help_text: str = "") -> str:
+    """The parser's message as one line with its fix. words: the command line, without `roots`. options, help_text:
+    those of the command."""
     message = " ".join(message.split())
     command = words[0] if words and not words[0].startswith("-") else ""
     found = OPTION.match(message)
@@ -78,8 +80,17 @@ def usage_line(message: str, words: Sequence[str], options: Sequence[str] = ()) 
             return f"✗ {command}: expected a command before the config. Fix: write roots train {command}."
         if command == "help":
             return "✗ help: expected a command. Fix: write roots --help, or roots COMMAND --help."
+    if message.startswith("Missing") and (example := _example(command, help_text)):
+        return f"✗ {message.rstrip('.')}. Fix: write it as {example}, say; roots {command} --help tells more."
     where = f"roots {command} --help" if command and "No such command" not in message else "roots --help"
     return f"✗ {message.rstrip('.?')}{'?' if message.endswith('?') else '.'} Fix: see {where}."
+
+
+def _example(command: str, help_text: str) -> str:
+    """The first command line of the help of a command; empty if there is none."""
+    lines = help_text.replace("\\\n", "").splitlines()
+    found = (" ".join(line.split()) for line in lines if line.strip().startswith(f"roots {command} "))
+    return next(found, "")
 
 
 def _wrong_value(option: str, complaint: str, words: Sequence[str]) -> str:
@@ -89,7 +100,8 @@ def _wrong_value(option: str, complaint: str, words: Sequence[str]) -> str:
     value, expected = _value(option, words), complaint.partition(",")[0]
     for theirs, ours in BOUNDS.items():
         expected = expected.replace(theirs, ours)
-    meant = number_meant(value, whole="whole" in expected) if "number" in expected else None
+    plain = UNIT.sub("", value) if option.endswith("-memory") else value
+    meant = number_meant(plain, whole="whole" in expected) if "number" in expected else None
     told = option if value == PLACE else f"{option} = {value}"
     return f"✗ {told}: expected {expected}. Fix: {f'write {option} {meant}' if meant else f'give {option} {expected}'}."
 
@@ -115,7 +127,7 @@ def _known_otherwise(option: str, words: Sequence[str]) -> str | None:
     """The fix for an option of a launcher or of another trainer, or for a key without its section; None if it is none
     of these."""
     from roots_dist.config.foreign import advice_for
-    from roots_dist.config.proposals import instead
+    from roots_dist.config.proposals import expected_of, instead, refusal_of
     from roots_dist.config.unknown_keys import known_keys, nearest
 
     if option.replace("_", "-") in NUMBER_OF_PROCESSES and words[0] in WITH_PROCESSES:
@@ -135,7 +147,10 @@ def _known_otherwise(option: str, words: Sequence[str]) -> str | None:
     key = key_for(name) or (of_name[0] if len(of_name) == 1 else None if of_name else nearest(name, keys))
     if key is None:
         return None
-    return f"write {key}={PLACE}" if value == PLACE else instead(key, value)
+    if value != PLACE:
+        return instead(key, value)
+    refusal = refusal_of(key, PLACE)
+    return f"write {key}={PLACE}" + (f", where {PLACE} is {expected_of(refusal, key)}" if refusal else "")
 
 
 def _key(option: str, words: Sequence[str]) -> str:
