@@ -26,6 +26,8 @@ HERE = Path(__file__).resolve().parent
 EIGHT, WHOLE = "roots, 8 microbatches of 1", "roots, 1 microbatch of 8"
 PAIRS = (
     ("roots", "transformers"),
+    ("roots compiled", "transformers"),
+    ("roots compiled", "roots"),
     ("roots TP2", "roots"),
     ("roots TP2 SP", "roots"),
     ("roots DP2", "roots"),
@@ -37,7 +39,7 @@ PAIRS = (
     ("roots PP2 zb-h1", EIGHT),
 )
 GROUPS = (
-    ("matmul", "transformers", "roots"),
+    ("matmul", "transformers", "roots", "roots compiled"),
     ("roots", "roots TP2", "roots TP2 SP", "roots DP2", "roots DP2 ZeRO-1", "roots DP2 ZeRO-2", "roots DP2 ZeRO-3"),
     (WHOLE, EIGHT, "roots PP2 1f1b", "roots PP2 zb-h1"),
 )
@@ -101,6 +103,7 @@ def contestants(config: dict[str, object]) -> dict[str, dict]:
         "matmul": job(who="matmul"),
         "transformers": job(who="transformers"),
         "roots": job(),
+        "roots compiled": job({"train.compile": True}),
         "roots TP2": two({"parallel.tp": 2}),
         "roots TP2 SP": two({"parallel.tp": 2, "parallel.sequence_parallel": True}),
         "roots DP2": zero(0),
