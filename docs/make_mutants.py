@@ -42,13 +42,13 @@ The tables have bugs that somebody has thought of. A second program looks for th
 operator, a number, a condition, a keyword or a statement could be another, draws some of these places, and runs the
 tests that concern the file until one fails.
 
-    python -m tests.mutants.systematic --seed 40 --sample 160 \\
+    python -m tests.mutants.systematic --seed 42 --sample 160 \\
         --files parallel world learning/objectives learning/data learning/models/vocab_head \\
         runs/train/step runs/train/check_finite assembly/passes
 
 What lives gets a test that kills it, or a line in
 [`equivalent.txt`](../tests/mutants/equivalent.txt) that says why it changes nothing that could be seen. Drawn so far
-from the 3,040 places of tensor and pipeline parallelism, sharding, random numbers, the optimizer, ZeRO's reference,
+from the 3,139 places of tensor and pipeline parallelism, sharding, random numbers, the optimizer, ZeRO's reference,
 objectives, the order of data and the step:
 
 | seed | drawn | change nothing | died when they were drawn | die now |
@@ -57,12 +57,14 @@ objectives, the order of data and the step:
 | 11, after what the first one led to | 20 | 3 | 16 of 17 (94 %) | 17 of 17 |
 | 40, much code later | 160 | 11 | 132 of 149 (89 %) | 149 of 149 |
 | 41, after what that one led to | 47 | 5 | 38 of 42 (90 %) | 42 of 42 |
+| 42, with exact runs of all axes | 160 | 11 | 127 of 149 (85 %) | 149 of 149 |
 
-So one place in ten lives when it is drawn, and 97 % is not reached. The tests that the program runs for a file are a
-part of the suite: of the 21 places of the last two rows, six died of tests that were there and that the lists did not
-name. Behind the others were a run whose scored targets took the memory of all logits, an exact run that could lose the
+So all of the 405 places drawn so far that change something die now, and of a fresh draw 85 to 90 % do. The tests that
+the program runs for a file are a part of the suite: of the 43 places of the last three rows that lived at first,
+thirteen died of tests that were there and that the lists did not name. Behind the others were a run whose scored targets took the memory of all logits, an exact run that could lose the
 head's gradient in every layout alike, and rules that nothing tested: which documents a pair begins in, what is gathered
-ahead under ZeRO-3, what learns beside adapters, a soft cap in DPO's gradient.
+ahead under ZeRO-3, what learns beside adapters, a soft cap in DPO's gradient, random draws that no run could repeat,
+one expert on a rank, sums of four ranks in an order.
 
 *Made by `docs/make_mutants.py` from [`tests/mutants`](../tests/mutants/table.py).*
 """
