@@ -61,10 +61,11 @@ objectives, the order of data and the step:
 
 So all of the 405 places drawn so far that change something die now, and of a fresh draw 85 to 90 % do. The tests that
 the program runs for a file are a part of the suite: of the 43 places of the last three rows that lived at first,
-thirteen died of tests that were there and that the lists did not name. Behind the others were a run whose scored targets took the memory of all logits, an exact run that could lose the
-head's gradient in every layout alike, and rules that nothing tested: which documents a pair begins in, what is gathered
-ahead under ZeRO-3, what learns beside adapters, a soft cap in DPO's gradient, random draws that no run could repeat,
-one expert on a rank, sums of four ranks in an order.
+thirteen died of tests that were there and that the lists did not name. Behind the others were a run whose scored
+targets took the memory of all logits, an exact run that could lose the head's gradient in every layout alike, and
+rules that nothing tested: which documents a pair begins in, what is gathered ahead under ZeRO-3, what learns beside
+adapters, a soft cap in DPO's gradient, random draws that no run could repeat, one expert on a rank, sums of four
+ranks in an order.
 
 *Made by `docs/make_mutants.py` from [`tests/mutants`](../tests/mutants/table.py).*
 """

@@ -202,11 +202,11 @@ EXACT = (
         test="unit/test_recheck.py::test_tokens_that_are_computed_again_are_not_counted",
     ),
     Mutant(
-        name="exact_norm_keeps_24_bits",
-        bug="what is left of a square after its first 24 bits is left out of the norm",
+        name="exact_norm_keeps_36_bits",
+        bug="what is left of a square after its first 36 bits is left out of the norm",
         file="parallel/optim/norm.py",
-        before="BITS, LEVELS = 24, 3",
-        after="BITS, LEVELS = 24, 1",
+        before="mul_(1 << BITS).floor_().sum(1)",
+        after="mul_(0).floor_().sum(1)",
         test="parity/test_exact.py::test_the_norm_is_the_same_sum_in_any_order",
     ),
     Mutant(

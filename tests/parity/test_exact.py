@@ -22,6 +22,7 @@ from roots_dist.learning.models.attention import Attention
 from roots_dist.learning.models.init_stds import init_stds
 from roots_dist.learning.models.norms import Norm
 from roots_dist.learning.objectives.synthetic import proof_objective, random_batches
+from roots_dist.parallel.optim import norm as optim_norm
 from roots_dist.parallel.optim.groups import Group, exact_update, initial_state
 from roots_dist.parallel.optim.norm import exact_group_norms
 from roots_dist.parallel.optim.trainable import Trainable
@@ -414,7 +415,7 @@ def test_a_run_steps_by_the_rule_of_its_kind(is_exact, monkeypatch):
     assert set(stepped) == {"exact_update" if is_exact else "update"}
 
 
-def test_the_norm_is_the_same_sum_in_any_order():
+def test_the_norm_is_the_same_sum_in_any_order(monkeypatch):
     draw = torch.Generator().manual_seed(1)
     numbers = torch.randn(100_000, generator=draw) * 10 ** torch.randn(100_000, generator=draw)
     mixed, counted = numbers[torch.randperm(100_000, generator=draw)], SimpleNamespace(is_counted=True)
@@ -427,6 +428,8 @@ def test_the_norm_is_the_same_sum_in_any_order():
     half = numbers[:9].bfloat16()
     assert norm(half, numbers[9:]) == norm(half.float(), numbers[9:])
     assert norm(numbers * 0) == 0 and norm() == 0
+    monkeypatch.setitem(optim_norm.BLOCKS, "cpu", 1 << 24)  # as on a device that computes all at one time
+    assert norm(numbers) == of_many
     for wrong in (math.inf, -math.inf, math.nan):
         assert norm(numbers, torch.tensor([1.0, wrong])) == math.inf
 

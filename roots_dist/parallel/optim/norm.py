@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
 from roots_dist.world.mesh import Axis
@@ -53,9 +54,12 @@ def _counted(gradients: Iterable[tuple[Param, Tensor]]) -> list[Tensor]:
     return [gradient for param, gradient in gradients if param.is_counted]
 
 
-BITS, LEVELS = 24, 3
-"""A square is cut into so many whole numbers of so many bits: squares below 2^-72 of the largest one are left out."""
-BLOCKS = {"cpu": 1 << 15}
+BITS, HALF = 36, 26
+"""Bits of each of the two whole numbers that a square is cut into: what is below 2^-72 of the largest one is left out.
+And those of the lower half of a sum, so that sums of halves of 2^52 numbers fit into 64 bits."""
+ROW = 1 << 15
+"""Whole numbers whose sum float64 holds exactly."""
+BLOCKS = {"cpu": ROW}
 """Kind of device -> numbers that are squared at one time, in float64: a CPU's cache holds them through all passes."""
 BLOCK = 1 << 24
 """The same of other devices, to which each operation has to be sent."""
@@ -74,8 +78,8 @@ def exact_group_norms(
 ) -> list[float]:
     """The same in whole numbers, whose sum has no order, so that no layout and no cut over data ranks changes a bit.
 
-    Each square is scaled by a power of two so that the largest one of its group is at most 1, and cut into LEVELS whole
-    numbers of BITS bits, which fit into the sums of 2^38 of them. A norm that is not finite is infinite.
+    Each square is scaled by a power of two so that the largest one of its group is at most 1, and cut into two whole
+    numbers of BITS bits. A norm that is not finite is infinite.
     """
     counted = [_counted(gradients) for gradients in groups]
     largest = torch.zeros(len(groups), dtype=torch.float64, device=device)
@@ -88,17 +92,23 @@ def exact_group_norms(
         if axis.size > 1:
             dist.all_reduce(largest, dist.ReduceOp.MAX, group=axis.group)
     scales = [math.ldexp(1.0, math.frexp(value)[1]) if math.isfinite(value) else math.inf for value in largest.tolist()]
-    totals = torch.zeros(len(groups), LEVELS, dtype=torch.int64, device=device)
+    totals = torch.zeros(len(groups), 4, dtype=torch.int64, device=device)
     for i, gradients in enumerate(counted):
-        numbers = [_whole_numbers(part, scales[i]) for part in _blocks(gradients, BLOCKS.get(device.type, BLOCK))]
-        if numbers:
-            totals[i] = torch.stack([n for row in numbers for n in row]).view(-1, LEVELS).to(torch.int64).sum(0)
+        blocks = _blocks(gradients, BLOCKS.get(device.type, BLOCK))
+        if rows := [_whole_numbers(block, scales[i]) for block in blocks]:
+            sums = torch.cat(rows, 1).to(torch.int64)
+            totals[i] = torch.cat([sums >> HALF, sums & (1 << HALF) - 1]).sum(1)
     for axis in over:
         axis.sum_(totals)
-    return [
-        math.inf if math.isinf(scale) else math.sqrt(sum(n / 2 ** (BITS * (i + 1)) for i, n in enumerate(row))) * scale
-        for scale, row in zip(scales, totals.tolist())
-    ]
+    return [_root(row, scale) for scale, row in zip(scales, totals.tolist())]
+
+
+def _root(totals: Sequence[int], scale: float) -> float:
+    """The norm, of the upper halves of the sums of both whole numbers and of their lower halves."""
+    if math.isinf(scale):
+        return math.inf
+    first, second = ((upper << HALF) + lower for upper, lower in zip(totals[:2], totals[2:]))
+    return math.sqrt(((first << BITS) + second) / (1 << 2 * BITS)) * scale
 
 
 def _blocks(gradients: Sequence[Tensor], most: int) -> Iterator[Tensor]:
@@ -116,17 +126,13 @@ def _blocks(gradients: Sequence[Tensor], most: int) -> Iterator[Tensor]:
         yield torch.cat(small)
 
 
-def _whole_numbers(block: Tensor, scale: float) -> list[Tensor]:
-    """float64: the sums of the whole numbers of each level, of at most 2^24 numbers below 2^24, and so exact. All
-    factors are powers of two, and each difference is that of a number and its whole part: nothing is rounded."""
+def _whole_numbers(block: Tensor, scale: float) -> Tensor:
+    """float64 [2, rows]: the sums of both whole numbers of each ROW squares, at most 2^36 each, and so exact. All
+    factors are powers of two, and the difference is that of a number and its whole part: nothing is rounded."""
     rest = block.double().mul_(2 ** (BITS / 2) / scale).square_()
-    sums = []
-    for level in range(LEVELS):
-        whole = rest.floor()
-        sums.append(whole.sum())
-        if level + 1 < LEVELS:
-            rest.sub_(whole).mul_(1 << BITS)
-    return sums
+    rest = F.pad(rest, (0, -rest.numel() % ROW)).view(-1, ROW) if rest.numel() > ROW else rest[None]
+    whole = rest.floor()
+    return torch.stack([whole.sum(1), rest.sub_(whole).mul_(1 << BITS).floor_().sum(1)])
 
 
 def total_norm(norms: Iterable[float]) -> float:
