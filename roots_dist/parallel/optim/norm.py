@@ -42,11 +42,15 @@ def group_squares(groups: Sequence[Iterable[tuple[Param, Tensor]]], device: torc
         if not (counted := _counted(gradients)):
             continue
         if device.type == "cpu":
-            wide = (block.double() for block in _blocks(counted, BLOCKS["cpu"]))
-            totals[i] = torch.stack([torch.dot(block, block) for block in wide]).sum()
+            totals[i] = torch.stack([_square(block) for block in _blocks(counted, BLOCKS["cpu"])]).sum()
         else:
             totals[i] = torch.stack(torch._foreach_norm(counted, dtype=torch.float64)).square().sum()
     return totals
+
+
+def _square(block: Tensor) -> Tensor:
+    wide = block.double()
+    return torch.dot(wide, wide)
 
 
 def _counted(gradients: Iterable[tuple[Param, Tensor]]) -> list[Tensor]:
@@ -63,13 +67,19 @@ BLOCKS = {"cpu": ROW}
 """Kind of device -> numbers that are squared at one time, in float64: a CPU's cache holds them through all passes."""
 BLOCK = 1 << 24
 """The same of other devices, to which each operation has to be sent."""
-BYTES = 4 + 8 + 8
-"""Memory for each of these numbers at most: the number, its square in float64, and the whole part of that."""
 
 
-def norm_bytes(numbers: int, device: str) -> int:
-    """Memory that exact_group_norms takes for gradients of so many numbers, on this kind of device."""
-    return BYTES * min(numbers, BLOCKS.get(device, BLOCK))
+def norm_bytes(sizes: Sequence[int], device: str, is_exact: bool) -> int:
+    """Memory that the norm of gradients of so many numbers each takes on this kind of device: for each number of a
+    block itself, in float64, and, in an exact run, the whole part of its square."""
+    most = BLOCKS.get(device, BLOCK)
+    if not is_exact and device != "cpu":
+        return 0
+    block = most
+    if all(size < most for size in sizes):
+        some = [torch.empty(size, device="meta") for size in sizes]
+        block = max((joined.numel() for joined in _blocks(some, most)), default=0)
+    return block * (4 + 8 + 8 * is_exact)
 
 
 @torch.no_grad()

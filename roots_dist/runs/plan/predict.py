@@ -178,15 +178,17 @@ def _rank_plan(config: Config, layout: Layout, pp: int, found: RankCost, actions
     kept = state.gradients if handed_on else gradients
     parts = parts_of_payloads(config, layout)
     activations = peak_activations(actions, found, gradients, kept, parts) - kept
-    if found.exact is not None:  # the norm is computed when the passes are over
-        counted = trainable_numbers // (layout.dp_cp if zero >= 1 else 1)
-        activations = max(activations, norm_bytes(counted, config.train.device))
+    summed = summed_bytes(found.params, found.exact, found.ties)
+    if config.advanced.engine == "reference":  # the norm is computed when the passes are over, and their sums made
+        ranks = layout.dp_cp if zero >= 1 else 1
+        sizes = [-(-p.tensor.numel() // ranks) for p in found.params if p.tensor.requires_grad and p.is_counted]
+        activations = max(activations, norm_bytes(sizes, config.train.device, found.exact is not None) - summed)
     return RankPlan(
         pp=pp,
         parameters=numbers,
         weights=state.weights,
         optimizer=state.optimizer + state.buffers + shard,
-        gradients=kept + summed_bytes(found.params, found.exact, found.ties),
+        gradients=kept + summed,
         activations=activations + _gathered_bytes(config, layout, found),
         sent={
             "tp": _sent_in_passes("tp", actions, found, layout.tp) + _sent_in_gathers(config, layout, actions, found),
