@@ -33,7 +33,7 @@ RATIO_OF_ZEROS = 3.0
 every message in bf16 rounds once more."""
 ZERO = 1e-9
 """Share of the norm of all gradients in float64 below which a parameter's gradient is zero."""
-SEEDS = (3, 6, 12)
+SEEDS = (3, 6, 12, 24, 48)
 """Numbers of seeds after which the ratios are looked at."""
 KINDS = ("loss", "gradients", "weights", "exp_avg", "exp_avg_sq")
 
