@@ -84,7 +84,7 @@ def plan(
             "--measure: expected --profile FILE too, for the time of messages. Fix: run roots doctor --json FILE first."
         )
     from roots_dist import logs
-    from roots_dist.runs.plan.plan_table import GPUS_GIB, facts, fits, lines
+    from roots_dist.runs.plan.plan_table import GPUS_GIB, SET_ASIDE, facts, fits, lines
     from roots_dist.runs.plan.predict import predict
     from roots_dist.runs.ranks.join import device_for
 
@@ -94,9 +94,23 @@ def plan(
         found = predict(loaded.config, layout, cluster, device)
     gpus = GPUS_GIB if options.gpu_memory is None else [options.gpu_memory]
     free = free_memory() if loaded.config.train.device == "cpu" and options.gpu_memory is None else None
-    typer.echo("\n".join(lines(found, cluster, free, get_terminal_size((200, 24)).columns, gpus)))
+    does, _ = fits(found, free, gpus)
+    way = None
+    if not does and free is None:
+        from dataclasses import replace
+
+        from roots_dist.runs.plan.advice import changes_that_fit
+
+        with busy("looking for a change that fits"):
+            way = changes_that_fit(
+                loaded.config,
+                options.processes,
+                gpus[-1] * 2**30 - SET_ASIDE,
+                lambda changed, size: ready(replace(loaded, config=changed), size, local_size=None),
+            )
+    typer.echo("\n".join(lines(found, cluster, free, get_terminal_size((200, 24)).columns, gpus, way)))
     if options.json is not None:
         content, fix = dumps(facts(found), indent=1) + "\n", "name another file; the plan above is complete"
         write_output("--json", options.json, content, fix)
-    if not fits(found, free, gpus)[0]:
+    if not does:
         raise typer.Exit(1)

@@ -81,7 +81,9 @@ def usage_line(message: str, words: Sequence[str], options: Sequence[str] = (), 
         if command == "help":
             return "✗ help: expected a command. Fix: write roots --help, or roots COMMAND --help."
     if message.startswith("Missing") and (example := _example(command, help_text)):
-        return f"✗ {message.rstrip('.')}. Fix: write it as {example}, say; roots {command} --help tells more."
+        left_out = re.match("Missing option '(--[a-z-]+)'", message)
+        add = f"add {left_out[1]}, as in {example}" if left_out else f"write it as {example}, say"
+        return f"✗ {message.rstrip('.')}. Fix: {add}; roots {command} --help tells more."
     where = f"roots {command} --help" if command and "No such command" not in message else "roots --help"
     return f"✗ {message.rstrip('.?')}{'?' if message.endswith('?') else '.'} Fix: see {where}."
 
@@ -164,4 +166,5 @@ def _value(option: str, words: Sequence[str]) -> str:
     at = next((i for i, word in enumerate(words) if word.partition("=")[0] == option), len(words))
     given = words[at].partition("=")[2] if at < len(words) else ""
     after = words[at + 1] if at + 1 < len(words) else PLACE
-    return given or (PLACE if after.startswith("-") or "=" in after else after)
+    is_other = re.match(r"-\D", after) is not None or "=" in after
+    return given or (PLACE if is_other else after)

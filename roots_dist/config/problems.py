@@ -178,6 +178,8 @@ def _remedy(details: ErrorDetails, key: str, tree: Mapping[str, Any]) -> str:
         return f"it is called {new} now"
     if kind == "missing":
         return f"give {key} a value"
+    if kind == "string_type" and details["input"] is None:
+        return f"write {key}=TEXT{described(key)}, or leave it out"
     if kind == "string_type":
         return "put the value into quotes"
     if kind == "tuple_type":

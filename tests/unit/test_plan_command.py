@@ -9,12 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from roots_dist.checks.checks import check_used, layout_for
 from roots_dist.cli.main import main
 from roots_dist.cluster_profile import MeasuredLink, Profile, RankFacts, Speed, write
 from roots_dist.config.load import load
-from roots_dist.errors import DataError
+from roots_dist.config.proposals import as_written
+from roots_dist.errors import ConfigError, DataError
 from roots_dist.layout import Layout
 from roots_dist.learning.models.flops import flops_per_step
+from roots_dist.runs.plan import advice
+from roots_dist.runs.plan.advice import changes_that_fit
 from roots_dist.runs.plan.cluster_speed import ClusterSpeed, Link, cluster_speed_of, ring_bytes
 from roots_dist.runs.plan.plan_table import lines
 from roots_dist.runs.plan.predict import predict
@@ -88,6 +92,32 @@ def test_a_plan_says_first_whether_it_fits(capsys):
     for width in (80, 120):
         assert all(len(line) <= width for line in lines(plan, None, 2**30, width)), width
     assert len(lines(plan, None, None, 80)) > len(lines(plan, None, None, 120))
+
+
+def checked_layout(config, processes):
+    if problems := check_used(config, processes):
+        raise ConfigError(problems)
+    return layout_for(config, processes)
+
+
+@pytest.mark.parametrize(
+    ("share", "changes"),
+    [
+        (0.9, {"train.recompute": "full"}),
+        (0.4, {"train.recompute": "full", "train.micro_batch": 1}),
+    ],
+)
+def test_a_plan_that_does_not_fit_names_changes_with_which_it_does(share, changes, monkeypatch):
+    config = load(QUICKSTART)
+    plan = predict(config, Layout(pp=2, tp=2))
+    found = changes_that_fit(config, None, int(share * plan.peak), checked_layout)
+    assert found is not None and found[0] == changes and found[1] <= share * plan.peak
+    told = lines(replace(plan, ranks=(replace(plan.ranks[0], weights=2**40),)), None, way=found)[1]
+    assert told.startswith("Fix: write ") and all(
+        f"{key}={as_written(value)}" in told for key, value in changes.items()
+    )
+    monkeypatch.setattr(advice, "LONGEST_S", -1.0)
+    assert changes_that_fit(config, None, int(share * plan.peak), checked_layout) is None
 
 
 def test_the_exit_code_says_whether_a_layout_fits(capsys):

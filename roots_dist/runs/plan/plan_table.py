@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from roots_dist.accounting.peaks import format_flops
 from roots_dist.accounting.sizes import parameters_in_words
+from roots_dist.config.proposals import as_written
 from roots_dist.layout import Layout
 from roots_dist.runs.plan.cluster_speed import ClusterSpeed
 from roots_dist.runs.plan.predict import Plan, RankPlan
@@ -34,10 +35,11 @@ def lines(
     free: int | None = None,
     width: int = 200,
     gpus: Sequence[int] = GPUS_GIB,
+    way: tuple[Mapping[str, object], int] | None = None,
 ) -> list[str]:
     """Lines that say if the run fits, the table of pipeline ranks, and the parts of a step's time. free: bytes that
     this machine can give to all processes together, if it is the one that trains; width: columns of the terminal;
-    gpus: as in `fits`."""
+    gpus: as in `fits`; way: changes with which it fits, and the bytes of a process then."""
     layout = plan.layout
     state = ["pp", "parameters", *COLUMNS]
     axes = [axis for axis in AXES if axis not in _unused(layout)]
@@ -51,12 +53,12 @@ def lines(
     adapters = f" and {plan.adapters:,} of adapters" if plan.adapters else ""
     title = f"{layout}, {processes}, {parameters_in_words(plan.config)}{adapters}; per process and step"
     does, told = fits(plan, free, gpus)
+    room = None if free is not None else gpus[-1] * 2**30 - SET_ASIDE
+    fix = _way(*way) if way else _advice(plan, room)
     answer, head, times = (
         [part for line in some for part in textwrap.wrap(line, width)]
         for some in (
-            [told]
-            if does
-            else [f"✗ {told}", f"Fix: {_advice(plan, None if free is not None else gpus[-1] * 2**30 - SET_ASIDE)}"],
+            [told] if does else [f"✗ {told}", f"Fix: {fix}"],
             [title],
             [*_save_copy(plan), *_time(plan, cluster)],
         )
@@ -90,6 +92,11 @@ def fits(plan: Plan, free: int | None, gpus: Sequence[int] = GPUS_GIB) -> tuple[
     of = f"{size(free)} that this machine has free, with {processes} × {size(each)} of tensors"
     does = each * processes < free
     return does, f"fits into the {of}" if does else f"does not fit into the {of}"
+
+
+def _way(changes: Mapping[str, object], peak: int) -> str:
+    written = " ".join(f"{key}={as_written(value)}" for key, value in changes.items())
+    return f"write {written}, with which a process needs {size(peak)}"
 
 
 def _advice(plan: Plan, room: int | None) -> str:
