@@ -123,7 +123,7 @@ from roots_dist.config.schema import Config
 from roots_dist.config.sections import TrackConfig
 from roots_dist.runs.track import wandb
 from roots_dist.runs.track.trackers import open_trackers
-wandb.INIT_TIMEOUT_S = 1.0
+wandb.INIT_TIMEOUT_S = 6.0
 start = time.monotonic()
 config = Config(track=TrackConfig(wandb="online", tensorboard="off"))
 trackers = open_trackers(config, Path(sys.argv[1]), rank0=True)
@@ -147,7 +147,7 @@ def test_a_server_that_takes_the_call_and_says_nothing_keeps_nobody_waiting(tmp_
     assert done.returncode == 0, done.stderr
     (logged,) = re.findall(r"^logged ([\d.]+)$", done.stdout, re.M)
     ((closed, at),) = re.findall(r"^closed ([\d.]+) ([\d.]+)$", done.stdout, re.M)
-    assert float(logged) < 2 and float(closed) < 30 and ended - float(at) < 10
+    assert float(logged) < 6 and float(closed) < 30 and ended - float(at) < 10  # it is waited for 6 s, by a thread
     assert "does not answer, so the run is written offline" in done.stderr
     assert inspect(tmp_path / "run")["summary"]["_step"] == 199
 
