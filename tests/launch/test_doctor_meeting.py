@@ -86,8 +86,9 @@ def test_one_rank_alone_needs_no_meeting_point():
 
 
 def test_the_command_names_what_keeps_ranks_apart_and_ends_in_time():
-    with taken() as port:
-        free = rendezvous.free_port()
+    with taken() as port, socket.socket() as held:
+        held.bind(("127.0.0.1", 0))  # nobody else gets it, and it does not listen
+        free = held.getsockname()[1]
         found = {
             "port": doctor(0, port),
             "address": doctor(1, free, "no-such-host.invalid"),

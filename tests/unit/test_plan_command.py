@@ -120,7 +120,8 @@ def test_a_plan_that_does_not_fit_names_changes_with_which_it_does(share, change
     assert changes_that_fit(config, None, int(share * plan.peak), checked_layout) is None
 
 
-def test_the_exit_code_says_whether_a_layout_fits(capsys):
+def test_the_exit_code_says_whether_a_layout_fits(capsys, monkeypatch):
+    monkeypatch.setattr(advice, "LONGEST_S", -1.0)
     bloom = ROOT / "configs" / "bloom-176b.yaml"
     code, said = run(capsys, bloom, "parallel.tp=1", "parallel.pp=1", "train.recompute=full", "parallel.zero_stage=0")
     assert code == 1 and said.startswith("✗ ") and "\nFix: " in said
