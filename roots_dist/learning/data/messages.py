@@ -92,7 +92,7 @@ def _message(row: Row, column: str, found: object) -> ChatMessage:
         if calls is None or not all(isinstance(call, Mapping) for call in calls):
             raise row.error(column, given, "tool_calls that are a list of objects, or JSON text of one")
         values["tool_calls"] = calls
-    if role in ("assistant", "user") and not calls and not (content or "").strip():
+    if (role == "user" or (role == "assistant" and not calls)) and not (content or "").strip():
         raise row.error(column, found, *no_text(found, role, CONTENT_KEYS))
     if role != "assistant" and content is None:
         content = ""
