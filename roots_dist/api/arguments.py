@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar, Union, get_args, get_ori
 
 from roots_dist.config.other_names import key_for
 from roots_dist.config.schema import Config
-from roots_dist.config.unknown_keys import known_keys, nearest
+from roots_dist.config.unknown_keys import keys_named, nearest
 from roots_dist.errors import ArgumentError, Problem, Short
 from roots_dist.world.batch import MicroBatch
 
@@ -139,7 +139,7 @@ def _bound(call: str, signature: inspect.Signature, args: Sequence[Any], kwargs:
 
 def _unknown(call: str, name: str, value: object, known: Sequence[str]) -> Problem:
     """An argument that a function does not take: another spelling of one, or a key of the config."""
-    keys = [key for key in known_keys() if name in (key, key.rpartition(".")[2])]
+    keys = keys_named(name)
     near = nearest(name, known)
     if near is None and "overrides" in known and (key := keys[0] if len(keys) == 1 else key_for(name)):
         fix = f"write overrides=['{key}={value}']"

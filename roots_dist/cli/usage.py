@@ -130,7 +130,7 @@ def _known_otherwise(option: str, words: Sequence[str]) -> str | None:
     of these."""
     from roots_dist.config.foreign import advice_for
     from roots_dist.config.proposals import expected_of, instead, refusal_of
-    from roots_dist.config.unknown_keys import known_keys, nearest
+    from roots_dist.config.unknown_keys import keys_named, known_keys, nearest
 
     if option.replace("_", "-") in NUMBER_OF_PROCESSES and words[0] in WITH_PROCESSES:
         return f"write --processes {_value(option, words)}"
@@ -145,7 +145,7 @@ def _known_otherwise(option: str, words: Sequence[str]) -> str | None:
     if words[0] not in WITH_CONFIG:
         return None
     keys = [key for key in known_keys() if "." in key]
-    of_name = [key for key in keys if key.rpartition(".")[2] == name]
+    of_name = keys_named(name)
     key = key_for(name) or (of_name[0] if len(of_name) == 1 else None if of_name else nearest(name, keys))
     if key is None:
         return None

@@ -36,6 +36,11 @@ def _all_keys() -> tuple[str, ...]:
     return tuple(_keys(ConfigTree))
 
 
+def keys_named(name: str) -> list[str]:
+    """The keys of all sections that have this name."""
+    return [key for key in known_keys() if "." in key and key.rpartition(".")[2] == name]
+
+
 def nearest(name: str, known: Sequence[str]) -> str | None:
     """The known key that a misspelt one probably means: same last part in another section, what another system calls
     so, or similar spelling."""

@@ -323,7 +323,7 @@ WRONG = {
     "an empty answer": ({"messages": [ASKED, SAID | {"content": " "}]}, "not empty, or with tool_calls"),
     "null and no calls": ({"messages": [ASKED, SAID | {"content": None}]}, "not empty, or with tool_calls"),
     "an empty question": ({"messages": [ASKED | {"content": ""}, SAID]}, "messages of the user with content"),
-    "a question that calls": ({"messages": [ASKED | {"content": "", "tool_calls": [CALL]}, SAID]}, "messages of the user"),
+    "a question that calls": ({"messages": [ASKED | {"content": "", "tool_calls": [CALL]}, SAID]}, "of the user with"),
     "no answer": ({"messages": [ASKED]}, "messages = '1 message': expected at least one message of the assis"),
     "nothing with a weight": ({"messages": [ASKED, SAID | {"weight": 0}]}, "message of the assistant that is learned"),
     "half a weight": ({"messages": [ASKED, SAID | {"weight": 0.5}]}, "a weight of 0 or 1"),
