@@ -373,7 +373,7 @@ def test_bad_rows_are_counted_by_what_was_expected_and_not_all_may_be_bad(config
         "skips 3 rows (finetune.on_error=skip): 2 × expected at least one message of the assistant that"
     )
     assert line.count(f"the first is {path}:1") == 1
-    with pytest.raises(DataError, match=r"rows = 0: expected at least one in .*skips 3 rows .*rows.jsonl:1"):
+    with pytest.raises(DataError, match=r"expected at least one row; it has none \(skips 3 rows .*rows.jsonl:1"):
         open_examples(rows(*bad), config(on_error="skip"))
 
 

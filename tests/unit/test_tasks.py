@@ -252,8 +252,14 @@ WRONG = {
     "no such column": (
         "classify",
         [{"txt": "a", "label": "yes"}],
-        "rows.jsonl:1: text = None: expected a column of this name; the file has txt, label",
+        "text = None: expected a column of this name; the file has txt, label. Fix: set finetune.text_column=txt",
     ),
+    "a column that other rows have": (
+        "classify",
+        [ROWS[0], {"sentence": "a", "label": "yes"}],
+        "jsonl:2: text = None: expected a value, as in the rows before; this row has sentence, label. Fix: correct",
+    ),
+    "another name": ("classify", [{"sentence": "a", "label": "yes"}], "Fix: set finetune.text_column=sentence"),
     "empty": (
         "classify",
         [ROWS[0], {"text": "  ", "label": "yes"}],
@@ -284,7 +290,7 @@ WRONG = {
         [{"text": "\u200b" * 9999, "label": "yes"}],
         r"rows.jsonl:1: text = '(.u200b){120}…'",
     ),
-    "no row": ("classify", [""], "rows = 0: expected at least one in"),
+    "no row": ("classify", [""], "expected at least one row; it has none. Fix: write rows into it, as"),
 }
 
 

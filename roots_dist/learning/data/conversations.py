@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from roots_dist.learning.data.columns import fix_of_format, fix_to_rename
 from roots_dist.learning.data.messages import (
     ChatMessage,
     checked_text,
@@ -20,7 +21,6 @@ from roots_dist.learning.data.messages import (
     own_text,
     read_messages,
     read_tools,
-    rename_fix,
 )
 from roots_dist.learning.data.remarks import Remarks, counted
 from roots_dist.learning.data.rows import Row
@@ -75,7 +75,8 @@ def find_format(row: Row, columns: TextColumns) -> Format:
             if given.issuperset(one.needs(columns)):
                 return one
     known = "; ".join(f"{', '.join(f.needs(columns))} ({f.title})" for f in FORMATS.values())
-    fix = "rename the columns, or name yours with finetune.text_column and finetune.label_column"
+    lists = [column for column, value in row.values.items() if _is_messages(value)]
+    fix = fix_of_format(there, lists, [f.needs(columns) for f in FORMATS.values()])
     if there.issuperset(PAIR):
         fix = "set objective.name=dpo, which learns from a chosen and a rejected answer"
     raise row.error("columns", ", ".join(map(str, row.values)) or "none", f"those of a conversation: {known}", fix)
@@ -133,7 +134,7 @@ def _from_prompt(row: Row, columns: TextColumns) -> list[ChatMessage]:
     """Texts, or lists of messages, of which only those of the completion are learned."""
     parts = []
     for column, role in (("prompt", "user"), ("completion", "assistant")):
-        if list_of(row.value(column, rename_fix(column))) is None:
+        if list_of(row.value(column, fix_to_rename)) is None:
             parts.append([ChatMessage(role=role, content=checked_text(row, column, row.text(column)))])
         else:
             parts.append(read_messages(row, column))
@@ -232,6 +233,6 @@ def read_preference(row: Row, remarks: Remarks) -> tuple[Conversation, Conversat
 
 def _completion(row: Row, column: str, role: str) -> list[ChatMessage]:
     """A list of messages, or a text as one of this role."""
-    if list_of(row.value(column, rename_fix(column))) is not None:
+    if list_of(row.value(column, fix_to_rename)) is not None:
         return read_messages(row, column)
     return [ChatMessage(role=role, content=checked_text(row, column, row.text(column)))]

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from roots_dist.learning.data.columns import fix_to_rename
 from roots_dist.learning.data.message_mistakes import no_list, no_role, no_text
 from roots_dist.learning.data.rows import Row
 from roots_dist.learning.data.templates import BEGIN, END
@@ -43,18 +44,13 @@ class ChatMessage:
     """Other fields of the message, under the names that templates read: tool_calls, tool_call_id, name …"""
 
 
-def rename_fix(column: str) -> str:
-    """The fix for a missing column whose name the format sets."""
-    return f"rename the column that holds it to {column}, or choose another finetune.format or objective.name"
-
-
 def own_text(row: Row, column: str) -> str:
     """The text of a column whose name the format sets."""
-    return row.text(column, rename_fix(column))
+    return row.text(column, fix_to_rename)
 
 
 def read_messages(row: Row, column: str) -> list[ChatMessage]:
-    value = row.value(column, rename_fix(column))
+    value = row.value(column, fix_to_rename)
     found = list_of(value)
     if not found:
         raise row.error(column, value, *no_list(value))

@@ -13,7 +13,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BufferedIOBase
 from itertools import chain
 from pathlib import Path
@@ -24,6 +24,7 @@ from roots_dist.config.extensions import OwnReader
 from roots_dist.errors import DataError, FileProblem, Problem, missing_package, present
 from roots_dist.files import where, why
 from roots_dist.learning.data.archives import OPENERS, DamagedArchive, open_bytes
+from roots_dist.learning.data.columns import fix_of_column
 from roots_dist.learning.data.json_objects import BLANK, DECODER, parsed_object
 from roots_dist.learning.data.own_readers import FailedReader, own_reader, rows_of
 from roots_dist.learning.data.readers import MAX_BYTES
@@ -31,11 +32,11 @@ from roots_dist.learning.data.remarks import Remarks
 
 MAX_SHOWN = 120
 """Number of characters of a value that an error message shows."""
-NAME_IT = "name it with finetune.text_column, finetune.pair_column or finetune.label_column"
-"""The fix for a missing column that a config names."""
 QUOTED = re.compile(r'"(?:[^"]|"")*"')
 """A field as csv writers quote it, with inner quotes doubled."""
 SPACE = re.compile(r"[ \t\r\n]*")
+FixOf = Callable[[str, Collection[str]], str]
+"""(missing column, columns that there are) -> what to do"""
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class Row:
     values: Mapping[str, object]
     file: str
     line: int
+    before: Collection[str] = field(default=(), compare=False)
+    """The columns of the rows before it in the file."""
 
     @property
     def place(self) -> str:
@@ -60,15 +63,17 @@ class Row:
         """Columns besides those that are read, which have a value here."""
         return [key for key, value in self.values.items() if key not in read and value not in (None, "", [], {})]
 
-    def value(self, key: str, fix: str = NAME_IT) -> object:
-        """The value of a column, which must be there."""
-        if key not in self.values:
-            there = ", ".join(map(str, self.values)) or "none"
-            raise self.error(key, None, f"a column of this name; the file has {there}", fix)
-        return self.values[key]
+    def value(self, key: str, fix_of: FixOf = fix_of_column) -> object:
+        """The value of a column, which must be there. fix_of: what to do if no row has it."""
+        if key in self.values:
+            return self.values[key]
+        there = ", ".join(map(str, self.values)) or "none"
+        if key in self.before:
+            raise self.error(key, None, f"a value, as in the rows before; this row has {there}")
+        raise self.error(key, None, f"a column of this name; the file has {there}", fix_of(key, self.values))
 
-    def text(self, key: str, fix: str = NAME_IT) -> str:
-        value = self.value(key, fix)
+    def text(self, key: str, fix_of: FixOf = fix_of_column) -> str:
+        value = self.value(key, fix_of)
         if not isinstance(value, str) or not value.strip():
             raise self.error(key, value, "text that is not empty")
         return value
@@ -87,10 +92,12 @@ def rows(
         yield from _own_rows(mine, file, remarks, key)
         return
     reader, line = READERS[_kind(file, key)], 0
+    before: set[str] = set()
     try:
         with open_bytes(file) as (content, _):
             for line, values in reader(content, str(file), remarks):
-                yield Row(values, str(file), line)
+                yield Row(values, str(file), line, before)
+                before.update(values)
     except DamagedArchive as error:
         remarks.reject(_unreadable(file, f"a whole archive ({error})", f"{file}:{line + 1}"))
     except OSError as error:
@@ -99,11 +106,13 @@ def rows(
 
 def _own_rows(reader: OwnReader, file: Path, remarks: Remarks, key: str) -> Iterator[Row]:
     line = 0
+    before: set[str] = set()
     if not file.is_file():
         raise _unreadable(file, f"a file that can be read: there is no {where(file)}", key)
     try:
         for line, values in rows_of(reader, file):
-            yield Row(values, str(file), line)
+            yield Row(values, str(file), line, before)
+            before.update(values)
     except FailedReader as error:
         remarks.reject(_unreadable(file, f"rows of the extension's reader ({error})", f"{file}:{line + 1}"))
 

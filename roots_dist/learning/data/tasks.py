@@ -26,6 +26,7 @@ from roots_dist.config.records import objective_of
 from roots_dist.config.schema import Config
 from roots_dist.errors import DataError, Problem, present
 from roots_dist.learning.data.chat import open_chat
+from roots_dist.learning.data.columns import EXAMPLES
 from roots_dist.learning.data.conversations import FORMATS, TextColumns, find_format, read_conversation, read_preference
 from roots_dist.learning.data.remarks import Remarks
 from roots_dist.learning.data.rows import Row, rows
@@ -87,14 +88,21 @@ def open_examples(path: str, config: Config) -> Examples:
 
 
 def collect_labels(paths: Sequence[str], config: Config) -> tuple[str, ...]:
-    """All labels in these files, sorted, numbers by their value: the same order in every process."""
+    """All labels in these files, sorted, numbers by their value: the same order in every process. Raises DataError for
+    fewer than two."""
     found: set[str] = set()
     columns, words = columns_of(config), objective_of(config).rows == "labelled words"
+    remarks = Remarks(skip=columns.skip)
     for path in paths:
-        remarks = Remarks(skip=columns.skip)
         for row in rows(path, remarks, "data.train", config.extension.readers):
             with remarks.of_row():
                 found.update(_tags(row, columns) if words else [_label(row, columns.label)])
+    if not found:
+        raise _no_rows(", ".join(paths), present(objective_of(config).rows), "data.train", remarks)
+    if len(found) == 1:
+        expected = f"rows of two labels or more; in all of them {columns.label} is {next(iter(found))!r}"
+        fix = "add rows of another label, or name the column that holds it with finetune.label_column"
+        raise DataError(Problem(key="data.train", found=", ".join(paths), expected=expected, fix=fix))
     return tuple(sorted(found, key=lambda label: (0, int(label), label) if NUMBER.fullmatch(label) else (1, 0, label)))
 
 
@@ -148,10 +156,14 @@ def _read_examples(
         given = _with_remarks(given, columns, remarks)
     examples = tuple(ROW_READERS[kind](given, columns, codec, specials, remarks))
     if not examples:
-        skipped = "".join(f" ({line})" for line in remarks.lines()[-1:] if remarks.skipped)
-        expected = f"at least one in {path}{skipped}"
-        raise DataError(Problem(key="rows", found=0, expected=expected, fix="check the file"))
+        raise _no_rows(path, kind, key, remarks)
     return Examples(path, examples, remarks.lines())
+
+
+def _no_rows(path: str, kind: Rows, key: str, remarks: Remarks) -> DataError:
+    skipped = f" ({remarks.lines()[-1]})" if remarks.skipped else ""
+    fix = "correct the rows" if skipped else f"write rows into it, as {EXAMPLES[kind]}, or name another file"
+    return DataError(Problem(key=key, found=path, expected=f"at least one row; it has none{skipped}", fix=fix))
 
 
 def _with_remarks(given: Iterable[Row], columns: Columns, remarks: Remarks) -> Iterator[Row]:
