@@ -6,6 +6,7 @@ imported; their versions come from the packages' metadata.
 
 from __future__ import annotations
 
+import difflib
 import glob
 import importlib.metadata
 import json
@@ -38,7 +39,9 @@ class CorpusFacts:
     """The fix for it, if the file itself says one."""
     beside: tuple[str, ...] = ()
     """Prefixes of corpora that were probably meant, if there is none of this name: in the folder of this name, or
-    beginning with it."""
+    beginning with it, or beside a file of this name, or of a similar name."""
+    is_file: bool = False
+    """True if there is a file of just this name."""
     made_with: str | None = None
     """The tokenizer beside it, where that has other ids than the config's: its tokens are other words."""
 
@@ -116,8 +119,8 @@ def corpus(prefix: str) -> CorpusFacts:
         with tokens_file.open("rb"):
             pass  # it may be read
     except OSError as error:
-        beside = sorted(str(path.with_suffix("")) for path in [*Path(prefix).glob("*.idx"), *_beginning_with(prefix)])
-        return CorpusFacts(trouble=f"{why(error)}: {where(error.filename)}", beside=tuple(beside))
+        beside, is_file = tuple(_meant(Path(prefix))), Path(prefix).is_file()
+        return CorpusFacts(trouble=f"{why(error)}: {where(error.filename)}", beside=beside, is_file=is_file)
     except IdxError as error:
         return CorpusFacts(trouble=f"{error.found}, expected {error.expected}", fix=error.fix)
     if bin_size % header.token_bytes:
@@ -127,8 +130,16 @@ def corpus(prefix: str) -> CorpusFacts:
     )
 
 
-def _beginning_with(prefix: str) -> list[Path]:
-    return list(Path(prefix).parent.glob(f"{glob.escape(Path(prefix).name)}*.idx"))
+def _meant(prefix: Path) -> list[str]:
+    """Prefixes of corpora that are meant by one that there is not, the likeliest first."""
+    around, name = prefix.parent, glob.escape(prefix.name)
+    exact = [*prefix.glob("*.idx"), *around.glob(f"{name}*.idx")] or (
+        [*around.glob("*.idx")] if prefix.is_file() or prefix.name in (MANIFEST, TOKENIZER) else []
+    )
+    if exact:
+        return sorted(str(path.with_suffix("")) for path in exact)
+    near = [str(path.with_suffix("")) for path in (*around.glob("*.idx"), *around.parent.glob("*/*.idx"))]
+    return difflib.get_close_matches(str(prefix), near, 1, 0.85)
 
 
 def _manifest_vocab(prefix: Path) -> int | None:

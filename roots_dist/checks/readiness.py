@@ -14,6 +14,7 @@ from roots_dist.config.records import corpus_tokens, num_sentinels, objective_of
 from roots_dist.config.schema import Config
 from roots_dist.config.special_tokens import called, fix_of
 from roots_dist.errors import Problem
+from roots_dist.idx_format import MANIFEST, TOKENIZER
 from roots_dist.layout import Layout
 
 TEXT_FILE = r"\.(txt|jsonl|ndjson|json|parquet)(\.(gz|bz2|xz|zst))?$"
@@ -59,21 +60,9 @@ def _corpora(config: Config, facts: Facts) -> Iterator[Problem]:
 
 def _corpus(key: str, path: str, found: CorpusFacts, config: Config) -> Iterator[Problem]:
     if found.trouble is not None:
-        fix = (
-            "give the path without .bin or .idx"
-            if path.endswith((".bin", ".idx"))
-            else f"make it of this text with `roots prepare {quote(path)} --output data/mine`, and set "
-            f"{key}=data/mine/{'validation' if key == 'data.validation' else 'train'}_text_document"
-            if re.search(TEXT_FILE, path) and PurePath(path).name != "manifest.json"
-            else "write the whole path: ~ is not replaced here"
-            if path.startswith("~")
-            else f"did you mean {_of_split(key, found.beside)}"
-            if found.beside
-            else f"write a list, {key}=[{', '.join(path.split(','))}]"
-            if "," in path
-            else found.fix or "make it with `roots prepare`"
+        yield Problem(
+            key=key, found=path, expected=f"a readable corpus ({found.trouble})", fix=_fix_of(key, path, found)
         )
-        yield Problem(key=key, found=path, expected=f"a readable corpus ({found.trouble})", fix=fix)
         return
     if found.made_with is not None:
         yield Problem(
@@ -111,6 +100,26 @@ def _corpus(key: str, path: str, found: CorpusFacts, config: Config) -> Iterator
             expected="a corpus of two documents or more: half of the second texts come from another one; it has one",
             fix="prepare text of several documents, or choose an objective without pairs of texts",
         )
+
+
+def _fix_of(key: str, path: str, found: CorpusFacts) -> str:
+    """Say what to do about a corpus that cannot be read: what is meant by its path depends on what is there."""
+    is_text = re.search(TEXT_FILE, path) and PurePath(path).name not in (MANIFEST, TOKENIZER)
+    prepare = f"`roots prepare {quote(path)} --output data/mine`"
+    if path.endswith((".bin", ".idx")):
+        return "give the path without .bin or .idx"
+    if is_text and found.is_file:
+        split = "validation" if key == "data.validation" else "train"
+        return f"make it of this text with {prepare}, and set {key}=data/mine/{split}_text_document"
+    if path.startswith("~"):
+        return "write the whole path: ~ is not replaced here"
+    if found.beside:
+        return f"did you mean {_of_split(key, found.beside)}"
+    if "," in path:
+        return f"write a list, {key}=[{', '.join(path.split(','))}]"
+    if is_text:
+        return f"there is no such text either: check its path, then prepare it with {prepare}"
+    return found.fix or "make it with `roots prepare`"
 
 
 def _of_split(key: str, prefixes: Sequence[str]) -> str:
