@@ -17,6 +17,7 @@ from roots_dist.checks import exact, families, model, pipeline, readiness, unuse
 from roots_dist.checks.facts import Facts
 from roots_dist.checks.model import divisors, one_of
 from roots_dist.config.batch_ramp import batch_sizes
+from roots_dist.config.parallel import ParallelConfig
 from roots_dist.config.records import lr_schedule_of, objective_of
 from roots_dist.config.schema import Config
 from roots_dist.errors import ConfigError, Problem
@@ -40,12 +41,22 @@ def layout_for(config: Config, world_size: int) -> Layout:
                     key="world size",
                     found=world_size,
                     expected=f"a multiple of {' × '.join(keys)} = {' × '.join(map(str, sizes))} = {model_size}",
-                    fix=f"start {above} processes, or lower {' or '.join(keys)}",
+                    fix=f"start {above} processes, or write {' '.join(_lower(parallel, world_size))}",
                 )
             ]
         )
     dp = world_size // parallel.ranks_per_sample()
     return Layout(dp=dp, pp=parallel.pp, tp=parallel.tp, cp=parallel.cp, ep=parallel.ep)
+
+
+def _lower(parallel: ParallelConfig, world_size: int) -> Iterator[str]:
+    """The degrees that do not divide what the axes before them leave of the ranks, with those that do."""
+    left = max(world_size, 1)
+    for axis in ("tp", "cp", "ep", "pp"):
+        size = getattr(parallel, axis)
+        if (fits := math.gcd(size, left)) != size:
+            yield f"parallel.{axis}={fits}"
+        left //= fits
 
 
 def check(config: Config, world_size: int, facts: Facts | None = None) -> list[Problem]:

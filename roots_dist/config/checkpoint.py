@@ -30,12 +30,14 @@ class CheckpointConfig(Section):
     url: str | None = Field(
         None,
         pattern=r"^[a-z0-9]+://.*[^/]",
+        examples=["s3://bucket/runs/mine"],
         description="object store where checkpoints are, as s3://bucket/runs/mine, one for each run; default: they are "
         "in the run's folder",
     )
     run_id: str | None = Field(
         None,
         pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$",
+        examples=["first-try"],
         description="with checkpoint.url: id of the run whose checkpoints are there, with which this one goes on where "
         "track.folder is new; default: the id in the run's folder, or a random one",
     )

@@ -92,11 +92,20 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "optim.eps": ("adam_epsilon", "adam_eps"),
     "optim.router_bias_rate": ("moe_router_bias_update_rate",),
     "optim.clip_grad": ("max_grad_norm", "gradient_clipping", "gradient_clip_val", "grad_clip"),
-    "checkpoint.every": ("save_steps", "save_interval"),
+    "checkpoint.every": ("save_steps", "save_interval", "save_every", "checkpoint_interval", "checkpoint_steps"),
     "checkpoint.keep": ("save_total_limit", "keep_last_n"),
     "checkpoint.resume": ("resume_from_checkpoint",),
     "checkpoint.asynchronous": ("async_save",),
-    "track.folder": ("output_dir", "out_dir", "save_dir"),
+    "track.folder": (
+        "output_dir",
+        "out_dir",
+        "save_dir",
+        "checkpoint_dir",
+        "checkpoint_folder",
+        "checkpoint_path",
+        "ckpt_dir",
+        "run_dir",
+    ),
     "track.project": ("wandb_project",),
     "track.name": ("run_name", "wandb_run_name", "wandb_exp_name"),
     "track.tensorboard": ("tensorboard_dir",),
@@ -193,7 +202,8 @@ NUMBER_OF_PROCESSES = frozenset(("-n", "-np", "--np", "--nproc", "--nproc-per-no
 def key_for(name: str) -> str | None:
     """The key that another system calls `name`, whatever section is written before it and however words are joined;
     None if there is none."""
-    return _KEYS.get(name.lstrip("-").rpartition(".")[2].replace("-", "_").lower())
+    plain = name.lstrip("-").replace("-", "_").lower()
+    return _KEYS.get(plain.replace(".", "_")) or _KEYS.get(plain.rpartition(".")[2])
 
 
 _KEYS = {name: key for key, names in OTHER_NAMES.items() for name in names}

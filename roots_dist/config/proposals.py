@@ -30,7 +30,6 @@ _WORDS = dict.fromkeys(SECTION, "a section with keys") | {
     "bool_type": "true or false",
     "string_type": "text",
     "tuple_type": "a list",
-    "string_pattern_mismatch": "text of another form",
     "missing": "a value",
 }
 """Kind of pydantic's error -> expected value, as a writer of YAML says it."""
@@ -41,6 +40,8 @@ _LIMITS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
 def expected_of(details: ErrorDetails, key: str) -> str:
     """Say what pydantic expected in our words."""
     kind, inner = details["type"], field_of(key)
+    if kind == "string_pattern_mismatch" and inner is not None and inner.examples:
+        return f"text as {inner.examples[0]}"
     said = details["msg"].removeprefix("Input should be ")
     if kind in _LIMITS:
         return f"a {'whole ' if inner is not None and _is_whole(inner) else ''}number {said}"
@@ -107,6 +108,8 @@ def another(key: str) -> str:
     """The fix that names a key's default, where it has one."""
     info = field_of(key)
     default = None if info is None or info.is_required() else info.default
+    if info is not None and info.examples:
+        return f"write {key}={info.examples[0]}, say, or leave it out{described(key)}"
     if default is None or refusal_of(key, default) is not None:
         return f"change {key}{described(key)}"
     return f"write {key}={as_written(default)}, its default, or another value{described(key)}"
