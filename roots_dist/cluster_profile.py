@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 
 from pydantic import TypeAdapter, ValidationError
 
-from roots_dist.errors import DataError
+from roots_dist.errors import DataError, Problem
 from roots_dist.files import read_plain, reason, write_atomically
 
 FORMAT = 1
@@ -155,14 +156,15 @@ def read(path: Path) -> Profile:
         profile = TypeAdapter(Profile).validate_json(read_plain(path))
     except (OSError, ValidationError) as error:
         why = reason(error, path).splitlines()[0]
-        raise DataError(
-            f"profile = {str(path)!r}: expected what roots doctor --json wrote ({why}). Fix: write it again."
-        ) from None
+        raise DataError(_problem(path, f"what roots doctor --json wrote ({why})")) from None
     if profile.format != FORMAT:
-        raise DataError(
-            f"profile = {str(path)!r}: expected format {FORMAT}, found {profile.format}. Fix: write it again."
-        )
+        raise DataError(_problem(path, f"format {FORMAT}, found {profile.format}"))
     return profile
+
+
+def _problem(path: Path, expected: str) -> Problem:
+    fix = f"write it on the cluster with roots doctor --json {quote(str(path))}, or leave --profile out"
+    return Problem(key="profile", found=str(path), expected=expected, fix=fix)
 
 
 def hosts_of(ranks: Iterable[RankFacts]) -> dict[int, str]:

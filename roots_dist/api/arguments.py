@@ -18,6 +18,7 @@ from types import NoneType, UnionType
 from typing import Any, NamedTuple, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from roots_dist.config.other_names import key_for
+from roots_dist.config.proposals import as_written
 from roots_dist.config.schema import Config
 from roots_dist.config.unknown_keys import keys_named, nearest
 from roots_dist.errors import ArgumentError, Problem, Short
@@ -161,6 +162,8 @@ def _problem(name: str, value: object, kind: Accepted, fixes: Mapping[str, str])
     fix = fixes.get(name, f"give {kind.expected}")
     if isinstance(value, str) and "a list of texts" in kind.expected:
         fix = f"write {name}=[{Short(value)}]"
+    if isinstance(value, Mapping) and name == "overrides":
+        fix = f"write overrides={[f'{key}={as_written(given)}' for key, given in value.items()]}"
     return Problem(key=name, found=Short(value), expected=kind.expected, fix=fix)
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
@@ -80,11 +81,17 @@ def generate(
         --beams 4 parallel.tp=2
     roots generate runs/bert-quickstart "The [MASK] of the Union" --top 3
     """
+    from roots_dist.config.run_config import has_origin
     from roots_dist.runs.ranks.run_on_ranks import run_on_ranks
 
     if options.prompts is not None and options.prompt is not None and re.match(r"\w+\.\w+=", options.prompt):
         overrides = [options.prompt, *(overrides or ())]  # with a file there is no prompt before the overrides
         options = replace(options, prompt=None)
+    if options.prompt is not None and not run.exists() and has_origin(Path(options.prompt)):
+        from roots_dist.errors import Problem, UserError
+
+        fix = f"roots generate {quote(options.prompt)} {quote(str(run))}"
+        raise UserError(Problem(key="RUN", found=str(run), expected="the run first, and the prompt after it", fix=fix))
     if options.prompt is not None and (stray := [word for word in overrides or () if "=" not in word]):
         from roots_dist.errors import Problem, UserError
 

@@ -46,6 +46,19 @@ WITH_CONFIG = (
 """Commands that take keys of the config."""
 ALIKE, SIMILAR = 0.9, 0.75
 """Likeness, of 1, from which one option is taken for another that is misspelt, before keys are looked at and after."""
+OTHER_OPTIONS = {
+    **dict.fromkeys(("--dry-run", "--dryrun", "--show-config", "--check-config", "--resolve"), ("--print-config",)),
+    **dict.fromkeys(("--max-new-tokens", "--max_new_tokens", "--length", "--max-length"), ("--max-tokens",)),
+    **dict.fromkeys(("--num-beams", "--num_beams", "--beam", "--beam-size"), ("--beams",)),
+    **dict.fromkeys(("--num-return-sequences", "--num-samples", "--num_samples"), ("--samples",)),
+    **dict.fromkeys(("--input", "--prompt-file", "--prompts-file"), ("--prompts",)),
+    **dict.fromkeys(("-o", "--out", "--output-dir", "--outfile"), ("--output",)),
+    **dict.fromkeys(("--silent", "-q"), ("--quiet",)),
+    **dict.fromkeys(("--mem", "--memory", "--gpu-mem", "--vram"), ("--gpu-memory",)),
+    **dict.fromkeys(("--vocab-size", "--vocab_size"), ("--vocab",)),
+    **dict.fromkeys(("--num-workers", "--num_workers", "-j"), ("--workers",)),
+}
+"""Option of another program -> ours that mean the same, of which a command has one."""
 PLACE = "VALUE"
 """Stands where a value is missing."""
 PUNCTUATION = str.maketrans({"“": '"', "”": '"', "‘": "'", "’": "'", "–": "-", "—": "--"})
@@ -61,6 +74,8 @@ def usage_line(message: str, words: Sequence[str], options: Sequence[str] = (), 
     if found is not None and (joined := next((word for word in words if SHORT.match(word)), "")).startswith(found[1]):
         words = [f"-{word}" if word == joined else word for word in words]
         found = re.match("(--[^=]+)", f"-{joined}")
+    if found is not None and (ours := next((own for own in OTHER_OPTIONS.get(found[1], ()) if own in options), None)):
+        return f"✗ {found[1]}: no option has this name. Fix: {_with_value(ours, found[1], words)}."
     if found is not None and "." in found[1]:
         right = _key(found[1], words)
         return f"✗ {found[1]}: no option has this name; keys of the config have no dashes. Fix: write {right}."

@@ -106,6 +106,15 @@ def _no_key(key: object, value: object) -> Problem:
     return Problem(key="key", found=Short(key), expected="a key of the config, section.key", fix=fix)
 
 
+def as_argument(name: str, value: object) -> Problem:
+    """A key that was written as the name of an argument, as changed(train_steps=5)."""
+    known = [key for key in known_keys() if "." in key]
+    with_section = name.replace("_", ".", 1)
+    key = with_section if with_section in known else nearest(name, known) or "section.key"
+    expected, fix = "a mapping of section.key to a value", f"write config.changed({{{key!r}: {Short(value)!r}}})"
+    return Problem(key=f"changed: {name}", found=Short(value), expected=expected, fix=fix)
+
+
 def _plain(value: object) -> Any:
     """A value as YAML would give it. Numbers of numpy are numbers, and paths are text."""
     if value is None or isinstance(value, (str, bool)):

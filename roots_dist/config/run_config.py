@@ -61,7 +61,7 @@ def _run_meant(run: Path) -> str:
         track = parse_file(run)[0].get("track") or {}
         folder = run.parent if run.name == CONFIG_FILE else track.get("folder", "its track.folder")
         return f"name the folder that its run is in, {folder}"
-    if (around := next(filter(_is_run, run.parents), None)) is not None:
+    if (around := next(filter(has_origin, run.parents), None)) is not None:
         return f"name the run that it is in, {around}"
     runs = _runs_in(run) or _runs_in(Path("runs")) or _runs_in(Path())
     names = [found.name for found in runs]
@@ -74,8 +74,8 @@ def _run_meant(run: Path) -> str:
     return f"name a run, as {', '.join(map(str, runs[:SHOWN]))}{more}"
 
 
-def _is_run(folder: Path) -> bool:
-    """True for a folder into which a run has written: a config may lie anywhere."""
+def has_origin(folder: Path) -> bool:
+    """True for a folder into which a run or an import has written: a config may lie anywhere."""
     return (folder / CONFIG_FILE).is_file() and (folder / "origin.json").is_file()
 
 

@@ -8,11 +8,14 @@ Nothing here reads a file, but for extensions, or imports torch.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from roots_dist.config.extensions import AnyName, Extension, extended, pinned
-from roots_dist.config.problems import put_values, validated
+from roots_dist.config.problems import as_argument, put_values, validated
 from roots_dist.config.sections import ConfigTree
+
+NO_CHANGES: Mapping[str, object] = MappingProxyType({})
 
 
 class Config(ConfigTree):
@@ -34,11 +37,12 @@ class Config(ConfigTree):
         """Additions of the files of advanced.extensions to the tables. Look names up with config/records.py."""
         return extended(self.advanced.extensions)
 
-    def changed(self, values: Mapping[str, object]) -> Config:
+    def changed(self, values: Mapping[str, object] = NO_CHANGES, /, **names: object) -> Config:
         """The same config with some values replaced, by `section.key`. Keys and single values are checked as those of a
-        file; what values mean for each other is checked when a run is opened. Raises ConfigError."""
+        file; what values mean for each other is checked when a run is opened. Raises ConfigError, also for `names`,
+        which have no sections."""
         tree = self.model_dump(mode="json")
-        problems = put_values(tree, values)
+        problems = [*put_values(tree, values), *map(as_argument, names, names.values())]
         return validated(Config, tree, extended(tuple(pinned(tree["advanced"]["extensions"]))), {}, problems)
 
     def padded_vocab(self) -> int:

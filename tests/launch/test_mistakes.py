@@ -134,6 +134,9 @@ TYPED = {
     "items without brackets": ("train a.yaml train.batch_ramp=2,2,4", "Fix: write train.batch_ramp=[2,2,4] ("),
     "betas without brackets": ("train a.yaml optim.betas=0.9,0.95", "write optim.beta1=0.9 optim.beta2=0.95."),
     "a switch for a section": ("train a.yaml train.exact=true", "as train.exact={{tensor: 1, data: 1, context: 1}} ("),
+    "an option of another program": ("train a.yaml --dry-run", "Fix: write --print-config."),
+    "an option of transformers": ("generate runs/there x --max_new_tokens 5", "Fix: write --max-tokens 5."),
+    "a folder of checkpoints": ("train a.yaml checkpoint.dir=out", "Fix: it is called track.folder here."),
     "an option that is a key": ("train a.yaml --tp=2", "Fix: write parallel.tp=2."),
     "an option of Hugging Face": (
         "train a.yaml --warmup_ratio 0.1",
@@ -205,6 +208,22 @@ PATHS = {
         "train a.yaml 'data.train=my text.jsonl'",
         "roots prepare 'my text.jsonl' --output data/mine`, and set data.train=data/mine/train_text_document",
     ),
+    "a text that is not there for a corpus": (
+        "train a.yaml data.train=gone.txt",
+        "check its path, then prepare it with `roots prepare gone.txt --output data/mine`",
+    ),
+    "a tokenizer for a corpus": (
+        "train a.yaml data.train=data/mine/tokenizer.json",
+        "Fix: did you mean data/mine/train_text_document",
+    ),
+    "a misspelt corpus": (
+        "train a.yaml data.train=data/mine/train_text_documnt",
+        "Fix: did you mean data/mine/train_text_document",
+    ),
+    "a corpus of a misspelt folder": (
+        "train a.yaml data.train=data/mne/train_text_document",
+        "Fix: did you mean data/mine/train_text_document",
+    ),
     "a tilde": ("train a.yaml 'data.train=~/corpus'", "write the whole path: ~ is not replaced here"),
     "a tokenizer that is not there": ("train a.yaml data.tokenizer=t.json", "t.json in {here}, the working directory"),
     "a folder that cannot be written": (
@@ -259,6 +278,23 @@ PATHS = {
     "a profile that never ends": ("plan a.yaml --profile /dev/zero", "profile = '/dev/zero'"),
     "an extension that never ends": ("train a.yaml advanced.extensions=[/dev/zero]", "can be read (not a plain file)"),
     "a profile that is not there": ("plan a.yaml --profile p.json", "p.json in {here}, the working directory"),
+    "no profile yet": (
+        "plan a.yaml --profile p.json",
+        "Fix: write it on the cluster with roots doctor --json p.json",
+    ),
+    "a tokenizer of the Hub": (
+        "prepare rows.jsonl --output out --tokenizer gpt2",
+        "Fix: download it, hf download gpt2 tokenizer.json --local-dir gpt2, and give gpt2/tokenizer.json.",
+    ),
+    "the folder of a tokenizer for a text": (
+        "prepare rows.jsonl --output out --tokenizer data/mine",
+        "Fix: give data/mine/tokenizer.json.",
+    ),
+    "the prompt before the run": ("generate 'Four score' runs/there", "Fix: roots generate runs/there 'Four score'."),
+    "no store": (
+        "train a.yaml checkpoint.url=there",
+        "text as s3://bucket/runs/mine. Fix: write checkpoint.url",
+    ),
 }
 YAML = {
     "a tab": ("model:\n\tlayers: 2\n", "indent with spaces: this line has a tab"),
@@ -308,7 +344,7 @@ SIZES = {
         f"train a.yaml model.layers=4 train.global_batch=3 parallel.pp=2 {INTERLEAVED}",
         "= 1 × 1 × 2 = 2 with parallel.schedule=interleaved. Fix: use 4, or set parallel.schedule=1f1b.",
     ),
-    "processes that the layout does not fill": ("train a.yaml parallel.tp=2 --processes 3", "start 4 processes"),
+    "processes that the layout does not fill": ("train a.yaml parallel.tp=2 --processes 3", "or write parallel.tp=1"),
     "a batch that dp does not divide": ("train a.yaml --processes 3", "use 6 or another multiple of 3"),
     "a GPU that is not there": ("train a.yaml train.device=cuda", "train.device"),
     "a warm-up beyond the end": ("train a.yaml optim.warmup_steps=9", "optim.warmup_steps = 9"),
@@ -502,7 +538,23 @@ ROWS = {
     ),
     "columns of another name": ({"q": "a", "a": "b"}, "instruct", "name yours with finetune.text_column"),
     "one answer of two": ({"prompt": "a", "chosen": "b"}, "dpo", "rename the column that holds it to rejected"),
-    "a text in another column": ({"sentence": "a", "label": 1}, "tag", "finetune.text_column"),
+    "a text in another column": ({"sentence": "a", "label": 1}, "tag", "Fix: set finetune.text_column=sentence"),
+    "messages in another column": (
+        {"dialogue": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, "instruct",
+        "Fix: set finetune.text_column=dialogue",
+    ),
+    "a question and its answer": (
+        {"question": "a", "response": "b"}, "instruct",
+        "Fix: set finetune.text_column=question finetune.label_column=response",
+    ),
+    "an answer under another name, with an input": (
+        {"instruction": "a", "input": "b", "response": "c"}, "instruct", "Fix: rename response to output in all lines"
+    ),
+    "no answer": ({"prompt": "a"}, "instruct", "Fix: add completion to each line, beside prompt"),
+    "an answer that is misspelt": ({"prompt": "a", "choosen": "b", "rejected": "c"}, "dpo", "rename choosen to chosen"),
+    "one label": ({"text": "a", "label": "x"}, "classify", "expected rows of two labels or more; in all of them label"),
+    "nothing": ("", "instruct", "it has none. Fix: write rows into it, as {{\"messages\": ["),
+    "nothing to label": ("", "classify", "it has none. Fix: write rows into it, as {{\"text\": "),
 }  # fmt: skip
 
 
@@ -512,7 +564,7 @@ def test_foreign_rows_are_answered_with_the_key_that_reads_them(said, place, cas
 
     row, objective, expected = ROWS[case]
     (place / "tokenizer.json").write_text(train(["a b c"] * 9, 300).json)
-    (place / "foreign.jsonl").write_text(json.dumps(row) + "\n")
+    (place / "foreign.jsonl").write_text(f"{json.dumps(row)}\n" if row else "")
     said(
         f"train a.yaml objective.name={objective} data.train=foreign.jsonl data.tokenizer=tokenizer.json"
         f"{' data.seq_length=64' if objective != 'tag' else ''}",

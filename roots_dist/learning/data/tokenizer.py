@@ -23,6 +23,7 @@ from roots_dist.config.model import LARGEST_VOCAB
 from roots_dist.config.special_tokens import NAMES, SETTINGS, SpecialTokens, read_special_tokens, special_tokens
 from roots_dist.errors import DataError, Problem, present
 from roots_dist.files import read_plain, reason
+from roots_dist.idx_format import TOKENIZER
 
 END_OF_DOCUMENT = NAMES["end"][0]
 
@@ -242,9 +243,18 @@ def _read(path: str | Path) -> str:
                 key="tokenizer",
                 found=str(path),
                 expected=f"a tokenizer.json that can be read ({reason(error, path)})",
-                fix="check the path",
+                fix=_fix_of(Path(path)),
             )
         ) from error
+
+
+def _fix_of(path: Path) -> str:
+    """Say what to do about a tokenizer that cannot be read: its folder, or its name on the Hub, is often given."""
+    if path.is_dir():
+        return f"give {path / TOKENIZER}" if (path / TOKENIZER).is_file() else f"give the {TOKENIZER} of a model"
+    if path.suffix or path.exists() or len(path.parts) > 2 or path.is_absolute():
+        return "check the path"
+    return f"download it, hf download {path} {TOKENIZER} --local-dir {path}, and give {path / TOKENIZER}"
 
 
 def from_json(text: str, name: str = "tokenizer", end_of_document: str | None = None) -> Tokenizer:
