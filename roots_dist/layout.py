@@ -7,7 +7,8 @@ come next (once in every layer), then data ranks (once in a step). Pipeline rank
 (one activation per microbatch) and tolerate slow links. world/mesh.py creates the process groups.
 
 The same dp × cp ranks are also EDP groups of EP: dp · CP + cp = edp · EP + ep. Ranks of one group hold different
-experts of the same layers, and send each other tokens; ranks with the same ep hold the same experts.
+experts of the same layers, and send each other tokens; ranks with the same ep hold the same experts. In the same way
+ZeRO may cut over groups of neighbours alone: dp · CP + cp = replica · SHARD + shard.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-AxisName = Literal["pp", "dp", "cp", "tp", "dp_cp", "ep", "edp"]
+AxisName = Literal["pp", "dp", "cp", "tp", "dp_cp", "ep", "edp", "shard", "replica"]
 """A dimension of the layout, or two of them together: dp_cp, the ranks that hold the same parameters; or what these are
-for experts: ep, that hold different ones, and edp, that hold the same."""
+for experts: ep, that hold different ones, and edp, that hold the same; or for ZeRO: shard, that hold different shards,
+and replica, that hold the same."""
 
 
 class Coordinates(NamedTuple):
@@ -35,16 +37,20 @@ class Coordinates(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """Sizes of the four axes, and into how many parts dp × cp cuts the experts. A single process is Layout()."""
+    """Sizes of the four axes, and into how many parts dp × cp cuts the experts, and ZeRO cuts its shards. A single
+    process is Layout()."""
 
     dp: int = 1
     pp: int = 1
     tp: int = 1
     cp: int = 1
     ep: int = 1
+    zero_ranks: int | None = None
+    """Ranks of dp × cp that hold different shards; None if all do."""
 
     def __post_init__(self) -> None:
         assert min(self.dp, self.pp, self.tp, self.cp, self.ep) >= 1 and self.dp_cp % self.ep == 0, self
+        assert self.dp_cp % self.shard == 0, self
 
     @property
     def world_size(self) -> int:
@@ -59,6 +65,21 @@ class Layout:
     def edp(self) -> int:
         """Ranks that hold the same experts."""
         return self.dp_cp // self.ep
+
+    @property
+    def shard(self) -> int:
+        """Ranks over which ZeRO cuts what they hold."""
+        return self.dp_cp if self.zero_ranks is None else self.zero_ranks
+
+    @property
+    def replica(self) -> int:
+        """Ranks that hold the same shards."""
+        return self.dp_cp // self.shard
+
+    def shards(self, of_expert: bool) -> int:
+        """Ranks over which ZeRO cuts parameters, of experts or others: experts that are cut over ranks are cut over all
+        that hold the same ones."""
+        return self.edp if of_expert and self.ep > 1 else self.shard
 
     def place(self, rank: int) -> Coordinates:
         """Coordinates of a rank."""
@@ -75,8 +96,8 @@ class Layout:
     def stride(self, axis: AxisName) -> int:
         """Difference of the ranks of two neighbours on this axis."""
         inner = self.cp * self.tp
-        of_experts = {"ep": self.tp, "edp": self.ep * self.tp}
-        return {"tp": 1, "cp": self.tp, "dp_cp": self.tp, "dp": inner, "pp": self.dp * inner, **of_experts}[axis]
+        of_parts = {"ep": self.tp, "edp": self.ep * self.tp, "shard": self.tp, "replica": self.shard * self.tp}
+        return {"tp": 1, "cp": self.tp, "dp_cp": self.tp, "dp": inner, "pp": self.dp * inner, **of_parts}[axis]
 
     def along(self, axis: AxisName, place: Coordinates) -> list[int]:
         """Ranks that differ from `place` only in this axis, in the order of their coordinate."""

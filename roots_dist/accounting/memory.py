@@ -33,7 +33,7 @@ def rank_state(
 ) -> RankState:
     """State of a rank that holds `parameters` parameters, of which `trainable` are trained; `experts` and
     `trained_experts` of these are cut over parallel.ep, so that fewer ranks hold the same."""
-    zero, dp = config.parallel.zero_stage, layout.dp_cp
+    zero, dp = config.parallel.zero_stage, layout.shard
     wide = 8 if config.advanced.float64 else 4
     element = 2 if config.train.precision == "bf16" and not config.advanced.float64 else wide
     gradient = max(element, 2 if config.advanced.grad_dtype == "bf16" else 4)
@@ -42,7 +42,7 @@ def rank_state(
         weights = gradients = optimizer = 0
         for held, learning, holders in (
             (parameters - experts, trainable - trained_experts, dp),
-            (experts, trained_experts, layout.edp),
+            (experts, trained_experts, layout.shards(of_expert=True)),
         ):
             weights += held * element // (holders if zero >= 3 else 1)
             gradients += learning * gradient // (holders if zero >= 2 else 1)

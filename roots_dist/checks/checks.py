@@ -46,16 +46,16 @@ def layout_for(config: Config, world_size: int) -> Layout:
             ]
         )
     dp = world_size // parallel.ranks_per_sample()
-    return Layout(dp=dp, pp=parallel.pp, tp=parallel.tp, cp=parallel.cp, ep=parallel.ep)
+    return Layout(dp=dp, pp=parallel.pp, tp=parallel.tp, cp=parallel.cp, ep=parallel.ep, zero_ranks=parallel.zero_ranks)
 
 
 def _lower(parallel: ParallelConfig, world_size: int) -> Iterator[str]:
     """The degrees that do not divide what the axes before them leave of the ranks, with those that do."""
     left = max(world_size, 1)
-    for axis in ("tp", "cp", "ep", "pp"):
-        size = getattr(parallel, axis)
+    for axis in ("tp", "cp", "ep", "zero_ranks", "pp"):
+        size = getattr(parallel, axis) or 1
         if (fits := math.gcd(size, left)) != size:
-            yield f"parallel.{axis}={fits}"
+            yield f"parallel.{axis}={'null' if axis == 'zero_ranks' and fits == 1 else fits}"
         left //= fits
 
 
@@ -263,8 +263,27 @@ def _engine(config: Config, layout: Layout) -> Iterator[Problem]:
             expected="adamw with advanced.engine=deepspeed: an extension's rule has the other engine",
             fix="set advanced.engine=reference",
         )
+    if config.parallel.zero_ranks is not None:
+        yield from _some_shards(config)
     if config.advanced.float64:
         yield from _double(config, engine)
+
+
+def _some_shards(config: Config) -> Iterator[Problem]:
+    """Refuse what cannot be where ZeRO shards over some of the data ranks."""
+    without = (
+        (config.advanced.engine == "deepspeed", "advanced.engine=deepspeed, which shards over all data ranks"),
+        (config.parallel.ep > 1, "parallel.ep above 1, where experts have holders of their own"),
+        (config.train.exact is not None, "train.exact, whose sums are trees over all data ranks"),
+    )
+    for is_there, what in without:
+        if is_there:
+            yield Problem(
+                key="parallel.zero_ranks",
+                found=config.parallel.zero_ranks,
+                expected=f"no value with {what}",
+                fix="leave it out",
+            )
 
 
 def _engine_of_experts(layout: Layout) -> Problem:

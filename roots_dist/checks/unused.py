@@ -135,6 +135,11 @@ USES: tuple[Use, ...] = (
     _one_of("model.positions", "learned", keys=("advanced.sinusoidal_init",)),
     _one_of("train.precision", "bf16", keys=("advanced.grad_dtype",)),
     Use(keys=("checkpoint.run_id",), when="checkpoint.url", used=lambda c: c.checkpoint.url is not None),
+    Use(
+        keys=("parallel.zero_ranks",),
+        when="parallel.zero_stage above 0",
+        used=lambda c: c.parallel.zero_stage > 0,
+    ),
     Use(keys=("parallel.cp_kind",), when="parallel.cp above 1", used=lambda c: c.parallel.cp > 1),
     _one_of("model.positions", "learned", "rotary", keys=("model.max_positions",)),
     _one_of(

@@ -72,6 +72,7 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "parallel.cp": ("context_parallel_size", "cp_size"),
     "parallel.cp_kind": ("cp_comm_type",),
     "parallel.ep": ("expert_model_parallel_size", "expert_parallel_size", "ep_size"),
+    "parallel.zero_ranks": ("data_parallel_shard_degree", "dp_shard", "mics_shard_size", "zero_hpz_partition_size"),
     "parallel.virtual_stages": ("num_virtual_stages_per_pipeline_rank", "virtual_pipeline_model_parallel_size"),
     "train.steps": ("train_iters", "max_steps", "max_iters", "num_train_steps", "total_steps"),
     "train.global_batch": ("global_batch_size", "train_batch_size", "batch_size"),

@@ -53,6 +53,13 @@ class ParallelConfig(Section):
         le=3,
         description="what is sharded over dp × cp: 1 optimizer, 2 + gradients, 3 + weights; nothing on one data rank",
     )
+    zero_ranks: int | None = Field(
+        None,
+        ge=2,
+        le=1 << 24,
+        description="neighbouring ranks of dp × cp over which zero_stage shards, as those of a node; such groups hold "
+        "copies (HSDP). Default: all ranks of dp × cp",
+    )
 
     def ranks_per_sample(self) -> int:
         """Ranks that work on the same samples: tp × cp × pp."""
@@ -60,14 +67,15 @@ class ParallelConfig(Section):
 
     def least_ranks(self) -> int:
         """The least that a run needs, of which every number of processes is a multiple: those, with enough data ranks
-        to hold all experts."""
+        to hold all experts, or all shards."""
         return math.prod(self.factors().values())
 
     def factors(self) -> dict[str, int]:
-        """The keys whose product that is; parallel.cp and parallel.ep are among them where they are above 1."""
-        shared = math.gcd(self.cp, self.ep)  # context ranks that hold different experts
-        of_experts = "parallel.ep" if shared == 1 else f"parallel.ep / {shared}"
-        found = {"parallel.tp": self.tp, "parallel.cp": self.cp, "parallel.pp": self.pp, of_experts: self.ep // shared}
+        """The keys whose product that is; all but parallel.tp and parallel.pp are among them where they are above 1."""
+        found = {"parallel.tp": self.tp, "parallel.cp": self.cp, "parallel.pp": self.pp}
+        for key, size in (("parallel.ep", self.ep), ("parallel.zero_ranks", self.zero_ranks or 1)):
+            shared = math.gcd(self.cp, size)  # context ranks that hold different experts, or shards
+            found[key if shared == 1 else f"{key} / {shared}"] = size // shared
         return {key: size for key, size in found.items() if key in ("parallel.tp", "parallel.pp") or size > 1}
 
     def head_unit(self) -> int:

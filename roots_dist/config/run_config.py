@@ -28,6 +28,7 @@ ONE_PROCESS: Mapping[str, object] = {
     "parallel.schedule": DEFAULT,
     "parallel.sequence_parallel": False,
     "parallel.zero_stage": 0,
+    "parallel.zero_ranks": None,
     "advanced.engine": "reference",
     "train.exact": None,
 }

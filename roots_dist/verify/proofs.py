@@ -67,11 +67,12 @@ class Place:
 
 def describe(small: SmallConfig) -> str:
     p = small.config.parallel
-    layout = Layout(small.dp, p.pp, p.tp, p.cp, p.ep)
+    layout = Layout(small.dp, p.pp, p.tp, p.cp, p.ep, p.zero_ranks)
     parts = [str(layout)]
     parts += ["SP"] if p.sequence_parallel else []
     parts += [p.schedule if p.virtual_stages == 1 else f"{p.schedule} × {p.virtual_stages} chunks"] if p.pp > 1 else []
     parts += [f"ZeRO-{p.zero_stage}"] if layout.dp_cp > 1 else []
+    parts += [f"over {layout.shard} of {layout.dp_cp}"] if layout.replica > 1 else []
     return " ".join(parts)
 
 

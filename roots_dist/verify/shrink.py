@@ -22,10 +22,10 @@ from roots_dist.config.rope_scaling import LongRope, RopeScaling
 from roots_dist.config.schema import Config
 from roots_dist.config.sections import Source
 from roots_dist.errors import present
+from roots_dist.verify.degrees import degrees, ranks_of_experts, ranks_of_shards
 from roots_dist.verify.ties import VOCABS, with_same_ties
 from roots_dist.verify.trainable import with_same_trainable
 
-MAX_RANKS = 12
 LABELS = ("a", "b", "c")
 """Labels of a task that reads its own from the rows."""
 HEAD_DIM = 8
@@ -51,35 +51,6 @@ class SmallConfig:
         return self.config.parallel.ranks_per_sample() * self.dp
 
 
-def degrees(tp: int, pp: int, dp: int, cp: int = 1) -> tuple[int, int, int, int]:
-    """Nearest degrees (tp, pp, dp, cp) with at most MAX_RANKS ranks. More than 2 data ranks are 3, which is no power of
-    two, or 2 where 3 are too many; then the largest one of cp, pp and tp is halved."""
-    dp = min(dp, 3)
-    if dp == 3 and tp * pp * cp * dp > MAX_RANKS >= tp * pp * cp * 2:
-        dp = 2
-    while tp * pp * cp * dp > MAX_RANKS:
-        if cp >= max(tp, pp) and cp > 2:
-            cp = (cp + 1) // 2
-        elif pp >= tp and pp > 2:
-            pp = (pp + 1) // 2
-        elif tp > 2:
-            tp = 1 << ((tp + 1) // 2).bit_length() - 1  # heads are split by powers of two
-        else:
-            dp -= 1
-    return tp, pp, dp, cp
-
-
-def ranks_of_experts(ep: int, tp: int, pp: int, dp: int, cp: int) -> tuple[int, int]:
-    """Nearest degrees (dp, ep) with at most MAX_RANKS ranks: up to 4 ranks with different experts, and where there are
-    three data ranks or more two that hold the same, if they fit."""
-    for small in (size for size in (4, 3, 2) if ep % size == 0 or size == 2):
-        unit = small // math.gcd(small, cp)
-        most = MAX_RANKS // (tp * pp * cp * unit)
-        if most:
-            return unit * min(most, 2 if dp > 2 else 1), small
-    return dp, 1
-
-
 Dtype = Literal["float64", "float32", "bf16"]
 
 
@@ -89,11 +60,13 @@ def shrink(config: Config, dp: int, dtype: Dtype, *, steps: int = 4, device: str
     p = config.parallel
     tp, pp, dp, cp = degrees(p.tp, p.pp, dp if p.ep == 1 else max(dp, 2), p.cp)
     dp, ep = (dp, 1) if p.ep == 1 else ranks_of_experts(p.ep, tp, pp, dp, cp)
+    dp, zero_ranks = (dp, None) if p.zero_ranks is None else ranks_of_shards(tp, pp, dp, cp)
     cut = {
         "parallel.tp": tp,
         "parallel.pp": pp,
         "parallel.cp": cp,
         "parallel.ep": ep,
+        "parallel.zero_ranks": zero_ranks,
         "parallel.sequence_parallel": p.sequence_parallel and tp > 1,
     }
     unit = config.changed(cut).parallel.position_unit()

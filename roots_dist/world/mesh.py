@@ -56,11 +56,15 @@ class Mesh:
     cp: Axis
     """Ranks that hold different positions of the same samples."""
     dp_cp: Axis
-    """dp × cp: ranks that hold the same parameters. Gradients are summed over them, and ZeRO shards over them."""
+    """dp × cp: ranks that hold the same parameters. Gradients are summed over them."""
     ep: Axis
     """Ranks of dp_cp that hold different experts of the same layers."""
     edp: Axis
     """Ranks of dp_cp that hold the same experts: what dp_cp is for other parameters."""
+    shard: Axis
+    """Ranks of dp_cp over which ZeRO shards: all, or some neighbours (parallel.zero_ranks)."""
+    replica: Axis
+    """Ranks of dp_cp that hold the same shards."""
     model: Axis
     """The ranks that together hold one replica of the model: pp × tp."""
     world: Axis
@@ -97,6 +101,7 @@ class Mesh:
         both = along("dp_cp") if min(layout.dp, layout.cp) > 1 else cp if layout.cp > 1 else dp
         ep = both if layout.ep == layout.dp_cp else along("ep")
         edp = both if layout.ep == 1 else along("edp")
+        shard = both if layout.replica == 1 else along("shard")
         world = Axis("world")
         if layout.world_size > 1:
             world = Axis("world", layout.world_size, rank, tuple(range(layout.world_size)), dist.group.WORLD)
@@ -112,6 +117,8 @@ class Mesh:
             dp_cp=both,
             ep=ep,
             edp=edp,
+            shard=shard,
+            replica=along("replica"),
             model=axis("model", layout.model_groups()),
             world=world,
             progress=progress or Progress(),
@@ -120,6 +127,11 @@ class Mesh:
     def holders(self, of_expert: bool) -> Axis:
         """Ranks that hold the same parameters, of experts or others: gradients are summed over them."""
         return self.edp if of_expert else self.dp_cp
+
+    def shards(self, of_expert: bool) -> Axis:
+        """Ranks over which ZeRO cuts parameters, of experts or others. Experts that are cut over ranks are cut over all
+        that hold the same ones."""
+        return self.edp if of_expert and self.layout.ep > 1 else self.shard
 
     def new_pp_axis(self, name: str) -> Axis:
         """Create a second pipeline axis with its own group. Collective over the world."""

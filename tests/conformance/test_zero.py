@@ -66,7 +66,7 @@ def case(dp, engine, zero, marks=(), **changes):
 
 def mesh_of(config, rank, size):
     p = config.parallel
-    return Mesh.connect(Layout(dp=size // (p.tp * p.pp), pp=p.pp, tp=p.tp), rank)
+    return Mesh.connect(Layout(dp=size // (p.tp * p.pp), pp=p.pp, tp=p.tp, zero_ranks=p.zero_ranks), rank)
 
 
 def size_of(config, dp):
@@ -240,6 +240,10 @@ CASES = [
     case(3, "reference", 3, optim__clip_grad=0.0),
     case(2, "reference", 3, tp=2, parallel__sequence_parallel=True, train__recompute="full"),
     case(2, "reference", 3, pp=2),
+    case(4, "reference", 1, parallel__zero_ranks=2),
+    case(4, "reference", 2, parallel__zero_ranks=2, marks=pytest.mark.full),
+    case(4, "reference", 3, parallel__zero_ranks=2),
+    case(4, "reference", 3, pp=2, parallel__zero_ranks=2, parallel__schedule="zb-h1", marks=pytest.mark.full),
     case(1, "deepspeed", 1),
     case(1, "deepspeed", 3),
     case(2, "deepspeed", 0),

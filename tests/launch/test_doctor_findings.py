@@ -142,6 +142,10 @@ def test_a_tensor_group_on_two_hosts_is_named_and_one_on_a_host_is_not():
     ]
     assert answers(placement.crossings(Layout(dp=4, ep=2), {0: "a", 1: "b", 2: "b", 3: "a"})) != []
     assert answers(placement.crossings(Layout(dp=4, ep=4), {0: "a", 1: "a", 2: "b", 3: "b"})) == [], "no host has room"
+    in_nodes = Layout(dp=4, zero_ranks=2)
+    assert answers(placement.crossings(in_nodes, {0: "a", 1: "a", 2: "b", 3: "b"})) == []
+    (first, _) = answers(placement.crossings(in_nodes, {0: "a", 1: "b", 2: "b", 3: "a"}))
+    assert "a shard group of TP1×PP1×DP4 across hosts" in first and "or lower parallel.zero_ranks" in first
     many = list(placement.crossings(Layout(tp=2, dp=32), {i: "ab"[i % 2] for i in range(64)}))
     assert len(many) == placement.MOST_SHOWN and "one of 32 such groups" in str(many[0])
 
@@ -250,7 +254,7 @@ def test_a_profile_reads_back_as_it_was_and_nothing_else_does(tmp_path: Path):
     write(made, tmp_path / "new" / "cluster.json")
     assert read(tmp_path / "new" / "cluster.json") == made
     (tmp_path / "other.json").write_text('{"format": 1}')
-    with pytest.raises(DataError, match="expected what roots doctor --json wrote .* Fix: write it again"):
+    with pytest.raises(DataError, match="expected what roots doctor --json wrote .* Fix: write it on the cluster with"):
         read(tmp_path / "other.json")
     write(replace(made, format=2), tmp_path / "later.json")
     with pytest.raises(DataError, match="expected format 1, found 2"):

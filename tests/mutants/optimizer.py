@@ -7,6 +7,7 @@ from .named import ADAMW, ENGINE
 
 NORM, GROUPS, TRAINABLE = "parallel/optim/norm.py", "parallel/optim/groups.py", "parallel/optim/trainable.py"
 REFERENCE, DEEPSPEED = "parallel/zero/reference.py", "parallel/zero/engine.py"
+UNIT = "parallel/zero/unit.py"
 ALONE, SHARDED = ENGINE("reference zero0 dp1"), ENGINE("reference zero1 dp3")
 
 OPTIMIZER = (
@@ -202,8 +203,8 @@ OPTIMIZER = (
         name="whole_gradients_are_counted_on_each_data_rank",
         bug="without ZeRO each data rank adds the norm of the gradients that all of them hold",
         file=REFERENCE,
-        before="or self.mesh.edp.rank == 0",
-        after="or self.mesh.edp.rank >= 0",
+        before="self.mesh.replica if self.config.parallel.zero_stage >= 1 else self.mesh.edp",
+        after="self.mesh.replica",
         test=ENGINE("reference zero0 dp2"),
     ),
     Mutant(
@@ -293,6 +294,38 @@ OPTIMIZER = (
         before='            master_param.state["step"].fill_(optimizer_steps[self.trainable[name].from_step])',
         after="            pass",
         test="bugs/test_finite.py::test_a_run_with_a_skipped_step_resumes_where_it_was",
+    ),
+    Mutant(
+        name="groups_of_shards_keep_their_own_sums",
+        bug="with parallel.zero_ranks, groups that hold copies learn from their own samples",
+        file=UNIT,
+        before="if self.replicas.size > 1 and self._over_replicas is None and self._sum is not None:",
+        after="if self.replicas.size > 9 and self._over_replicas is None and self._sum is not None:",
+        test=ENGINE("reference zero1 dp4 zero_ranks=2"),
+    ),
+    Mutant(
+        name="groups_of_shards_add_up_too_early",
+        bug="with parallel.zero_ranks, only the first microbatch is summed between the groups",
+        file="parallel/zero/piece_hooks.py",
+        before="if not older.unfinished and not older.has_news:",
+        after="if True:",
+        test=ENGINE("reference zero3 dp4 zero_ranks=2"),
+    ),
+    Mutant(
+        name="groups_of_shards_are_all_in_the_norm",
+        bug="with parallel.zero_ranks, each group that holds copies is counted in the norm",
+        file=REFERENCE,
+        before="is_first = holders.rank == 0",
+        after="is_first = self.config.parallel.zero_stage >= 1 or holders.rank == 0",
+        test=ENGINE("reference zero1 dp4 zero_ranks=2"),
+    ),
+    Mutant(
+        name="copies_of_shards_are_not_compared",
+        bug="with parallel.zero_ranks, moments of the groups that hold copies may drift apart",
+        file="runs/train/copies.py",
+        before="run.config.parallel.zero_stage == 0 or run.mesh.replica.size > 1",
+        after="run.config.parallel.zero_stage == 0",
+        test="unit/test_copies.py::test_the_parameter_and_the_rank_are_named_or_healed",
     ),
     Mutant(
         name="copies_are_rounded_by_where_they_end",

@@ -43,7 +43,7 @@ def test_the_cases_of_electra_tie_words_over_three_stages_and_positions_over_two
     (parallel,) = (made.config for made in case("electra", **layout).values)
     pp = Axis("pp", size=parallel.parallel.pp, ranks=tuple(range(parallel.parallel.pp)))
     single = Mesh.single()
-    alone = dict.fromkeys(("tp", "dp", "cp", "dp_cp", "ep", "edp"), SINGLE)
+    alone = dict.fromkeys(("tp", "dp", "cp", "dp_cp", "ep", "edp", "shard", "replica"), SINGLE)
     mesh = Mesh(Layout(pp=pp.size), 0, single.device, single.timeout, pp=pp, model=pp, world=pp, **alone)
     holders = build_model(parallel, mesh).holders
     assert holders["embed.tokens.weight"] == words and holders["embed.position_embedding"] == positions

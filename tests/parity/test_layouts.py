@@ -15,6 +15,9 @@ CASES = [
     case("gpt", virtual_stages=2, schedule="interleaved"),  # two stages in one process
     case("gpt", dp=4, zero_stage=1),
     case("gpt", dp=2, tp=2, pp=2, sequence_parallel=True, zero_stage=1),
+    case("llama", dp=2, cp=2, zero_stage=3, zero_ranks=2),  # shards over context ranks, copies over data ranks
+    pytest.param(*case("bloom", dp=4, pp=2, zero_stage=2, zero_ranks=2).values, id="hsdp-pp", marks=pytest.mark.full),
+    pytest.param(*case("mixtral", dp=4, zero_stage=3, zero_ranks=2).values, id="hsdp-experts", marks=pytest.mark.full),
     case(
         "llama", dp=2, tp=2, pp=2, sequence_parallel=True, zero_stage=1, schedule="zb-h1", model__kv_heads=1
     ),  # both tensor ranks put off a part of one head's gradient

@@ -109,6 +109,11 @@ def test_what_works_is_not_refused(world, sections):
 
 WRONG = [
     # world, sections, key that is named
+    (6, {"parallel": {"zero_ranks": 4}}, "world size"),
+    (4, {"parallel": {"zero_ranks": 2, "zero_stage": 0}}, "parallel.zero_ranks"),
+    (4, {"parallel": {"zero_ranks": 2}, "advanced": {"engine": "deepspeed"}}, "parallel.zero_ranks"),
+    (4, {"model": MIXTURE, "parallel": {"zero_ranks": 2, "ep": 2}}, "parallel.zero_ranks"),
+    (4, {"parallel": {"zero_ranks": 2}, "train": {"exact": {"data": 4}}}, "parallel.zero_ranks"),
     (2, {"model": MIXTURE, "parallel": {"ep": 4}, "train": {"global_batch": 4}}, "world size"),
     (4, {"model": MIXTURE, "parallel": {"ep": 4, "cp": 2, "tp": 2}}, "world size"),
     (3, {"model": MIXTURE, "parallel": {"ep": 3}, "train": {"global_batch": 3}}, "parallel.ep"),

@@ -79,7 +79,7 @@ BASES: dict[str, dict[str, dict[str, object]]] = {
     "constant": {"optim": {"lr_schedule": "constant"}, "train": {"batch_ramp": [8, 8, 16]}},
     "in bf16": {"train": {"precision": "bf16", "spike_threshold": 5.0}},
     "on DeepSpeed": {"advanced": {"engine": "deepspeed"}},
-    "without W&B": {"track": {"wandb": "disabled"}},
+    "without W&B": {"track": {"wandb": "disabled"}, "parallel": {"zero_stage": 0}},
     "interleaved": {"model": {"layers": 4}, "parallel": {"schedule": "interleaved", "virtual_stages": 2}},
     "bert": {"model": BERT, "objective": {"name": "mlm-nsp"}},
     "electra": {"model": BERT | {"family": "electra"}, "objective": {"name": "rtd"}},
@@ -126,7 +126,7 @@ OTHERS: dict[str, object] = {
     "train.exact": {"tensor": 2, "data": 2}, "finetune.chat_date": "2031-02-03",
     "train.global_batch": 24,
     "optim.min_lr": 1e-5, "optim.decay_steps": 3, "optim.eps": 1e-3, "optim.clip_grad": 1e-3,
-    "parallel.ep": 2, "model.groups_per_token": 2, "model.expert_groups": 4,
+    "parallel.ep": 2, "parallel.zero_ranks": 2, "model.groups_per_token": 2, "model.expert_groups": 4,
     "track.group": "g", "track.name": "n", "track.tags": ["x"], "advanced.threads": 2, "advanced.norm_eps": 1e-2,
     "advanced.extensions": [str(PACKAGE.parent / "configs" / "late.py")],
 }  # fmt: skip

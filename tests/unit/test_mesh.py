@@ -41,6 +41,15 @@ def test_the_ranks_of_dp_and_cp_together_are_one_group():
     assert all(layout.rank(**layout.place(rank)._asdict()) == rank for rank in range(layout.world_size))
 
 
+def test_shards_are_cut_over_neighbours_and_their_groups_hold_copies():
+    layout = Layout(dp=4, cp=2, tp=2, zero_ranks=4)
+    assert (layout.shard, layout.replica) == (4, 2)
+    assert layout.groups("shard") == [[0, 2, 4, 6], [1, 3, 5, 7], [8, 10, 12, 14], [9, 11, 13, 15]]
+    assert layout.groups("replica") == [[rank, rank + 8] for rank in range(8)]
+    plain = Layout(dp=4, cp=2, tp=2)
+    assert (plain.shard, plain.replica, plain.groups("shard")) == (8, 1, plain.groups("dp_cp"))
+
+
 @pytest.fixture
 def huge():
     """One of 16,384 ranks; the fake backend has no peers."""

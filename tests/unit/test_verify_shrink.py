@@ -12,8 +12,9 @@ from test_configs_shipped import STARTS, whole
 from roots_dist.checks.checks import check_used
 from roots_dist.config.load import load
 from roots_dist.config.schema import Config
+from roots_dist.verify.degrees import degrees
 from roots_dist.verify.proofs import in_one_process
-from roots_dist.verify.shrink import SILENT, SmallConfig, degrees, shrink
+from roots_dist.verify.shrink import SILENT, SmallConfig, shrink
 from roots_dist.verify.ties import holders
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -42,6 +43,14 @@ def test_the_small_run_of_every_shipped_config_can_start(name, tmp_path, monkeyp
         assert check_used(in_one_process(found.source), 1) == []
         assert found.source.objective == start.objective
         assert found.source.model.vocab == found.config.model.vocab
+
+
+def test_groups_of_shards_stay_several_where_data_ranks_are():
+    config = shipped("quickstart", parallel__zero_ranks=8, parallel__pp=1)
+    for dp, cp, expected in ((1, 1, (1, None)), (3, 1, (4, 2)), (3, 2, (2, 2))):
+        found = small(config.changed({"parallel.cp": cp}), dp)
+        assert (found.dp, found.config.parallel.zero_ranks) == expected
+        assert check_used(found.config, found.ranks) == []
 
 
 @pytest.mark.parametrize(

@@ -88,8 +88,8 @@ def open_examples(path: str, config: Config) -> Examples:
 
 
 def collect_labels(paths: Sequence[str], config: Config) -> tuple[str, ...]:
-    """All labels in these files, sorted, numbers by their value: the same order in every process. Raises DataError for
-    fewer than two."""
+    """All labels in these files, sorted, numbers by their value: the same order in every process. Raises DataError
+    if there is none."""
     found: set[str] = set()
     columns, words = columns_of(config), objective_of(config).rows == "labelled words"
     remarks = Remarks(skip=columns.skip)
@@ -99,10 +99,6 @@ def collect_labels(paths: Sequence[str], config: Config) -> tuple[str, ...]:
                 found.update(_tags(row, columns) if words else [_label(row, columns.label)])
     if not found:
         raise _no_rows(", ".join(paths), present(objective_of(config).rows), "data.train", remarks)
-    if len(found) == 1:
-        expected = f"rows of two labels or more; in all of them {columns.label} is {next(iter(found))!r}"
-        fix = "add rows of another label, or name the column that holds it with finetune.label_column"
-        raise DataError(Problem(key="data.train", found=", ".join(paths), expected=expected, fix=fix))
     return tuple(sorted(found, key=lambda label: (0, int(label), label) if NUMBER.fullmatch(label) else (1, 0, label)))
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from roots_dist.config.batch_ramp import step_after
 from roots_dist.config.records import objective_of
 from roots_dist.config.schema import Config
-from roots_dist.errors import ConfigError, Problem
+from roots_dist.errors import ConfigError, DataError, Problem
 from roots_dist.learning.data.batches import open_source
 from roots_dist.learning.data.tasks import collect_labels
 from roots_dist.world.batch import Objective, PackingObjective, RowObjective
@@ -22,7 +22,7 @@ def complete_from_rows(config: Config) -> Config:
     f = config.finetune
     values: dict[str, object] = {}
     if objective_of(config).has_labels and not f.labels and config.data.train:
-        values["finetune.labels"] = collect_labels([source.path for source in config.data.train], config)
+        values["finetune.labels"] = _labels_of_rows(config)
     labelled = config.changed(values)
     if (
         (f.epochs is None and f.unfreeze_every_epochs is None)
@@ -37,6 +37,17 @@ def complete_from_rows(config: Config) -> Config:
         pass_steps = samples / config.train.global_batch
         values["finetune.unfreeze_every"] = max(1, round(f.unfreeze_every_epochs * pass_steps))
     return config.changed(values)
+
+
+def _labels_of_rows(config: Config) -> tuple[str, ...]:
+    """The labels of the training rows. Raises DataError for fewer than two."""
+    paths = [source.path for source in config.data.train]
+    labels = collect_labels(paths, config)
+    if len(labels) == 1:
+        expected = f"rows of two labels or more; in all of them {config.finetune.label_column} is {labels[0]!r}"
+        fix = "add rows of another label, or name the column that holds it with finetune.label_column"
+        raise DataError(Problem(key="data.train", found=", ".join(paths), expected=expected, fix=fix))
+    return labels
 
 
 def _num_samples(config: Config) -> int:

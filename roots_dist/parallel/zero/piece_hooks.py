@@ -27,7 +27,8 @@ from roots_dist.schedule.actions import Action, Kind
 from roots_dist.world.batch import PieceOutput, Term
 
 UNDER_WAY = 1
-"""Sums that may be under way, under ZeRO 2 and 3, while the next one starts: each holds a piece's whole gradients."""
+"""Sums that may be under way while the next one starts, under ZeRO 2 and 3, where each holds a piece's whole gradients,
+and where a second sum follows, over the ranks that hold the same shards."""
 
 
 class UnitHooks:
@@ -153,9 +154,12 @@ class UnitHooks:
     def _start(self, unit: Unit) -> None:
         if not unit.is_trained or unit.gradients.axis.size == 1 or not unit.has_news:
             return
-        if self.zero_stage >= 2:
+        if self.zero_stage >= 2 or unit.gradients.replicas.size > 1:
             while len(self._started) > UNDER_WAY:
-                self._started.pop(0).gradients.finish()
+                older = self._started.pop(0)
+                older.gradients.finish()
+                if not older.unfinished and not older.has_news:
+                    older.gradients.start_over_replicas()
         unit.gradients.start()
         unit.has_news = False
         self._started.append(unit)
@@ -167,6 +171,9 @@ class UnitHooks:
         self._started.clear()
         for unit in self.units:
             unit.gradients.finish()
+            unit.gradients.start_over_replicas()
+        for unit in self.units:
+            unit.gradients.finish_over_replicas()
 
 
 class _Mark(torch.autograd.Function):

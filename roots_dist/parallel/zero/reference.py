@@ -5,6 +5,7 @@
     zero 2: no data rank keeps whole gradients: each backward pass hands them on, piece by piece
     zero 3: nor whole weights: they are gathered piece by piece, for each forward and each backward
 
+Shards may be cut over some neighbours of dp alone (parallel.zero_ranks: mesh.shard, and mesh.replica of equal ones).
 Experts that are cut over ranks of dp (parallel.ep) have fewer ranks that hold the same: for them, dp is mesh.edp.
 What is sent, and when: unit.py, piece_hooks.py. Here is the optimizer: a float32 model is its own master copy, each
 rank steps what it holds, and no gradient exists between two steps.
@@ -163,7 +164,7 @@ class ReferenceEngine:
                 whole = gradient.new_zeros(held.param.spec.local_shape(held.param.tp))
                 held.part(whole).copy_(gradient)
                 gradient = whole
-            elif axis.rank > 0:
+            if axis.rank > 0 and (held.unit.flat.axis.size == 1 or held.unit.gradients.replicas.rank > 0):
                 gradient = torch.zeros_like(gradient)
             yield held.param, gradient
 
@@ -217,12 +218,13 @@ class ReferenceEngine:
         if self.exact:  # whole numbers, of which the largest has to be known first
             return None
         squares = group_squares(self._counted(), self.mesh.device)
-        is_first = self.config.parallel.zero_stage >= 1 or self.mesh.edp.rank == 0
+        holders = self.mesh.replica if self.config.parallel.zero_stage >= 1 else self.mesh.edp
+        is_first = holders.rank == 0
         return squares if is_first else torch.zeros_like(squares)
 
     def _norms(self) -> list[float]:
         """Norm of each group."""
-        over_data = self.mesh.dp_cp if self.config.parallel.zero_stage >= 1 else self.mesh.ep
+        over_data = self.mesh.shard if self.config.parallel.zero_stage >= 1 else self.mesh.ep
         of_groups = exact_group_norms if self.exact else group_norms
         return of_groups(self._counted(), [self.mesh.model, over_data], self.mesh.device)
 

@@ -76,11 +76,14 @@ class Weights:
 class Gradients:
     """Sums a unit's gradients over its axis, each time from what backward passes have left in .grad since the last."""
 
-    def __init__(self, flat: Flat, axis: Axis, *, in_order: bool = False):
-        """axis: that of the sum. flat.axis is the same if each rank keeps its part of it, and single if each keeps the
-        whole. in_order: the sum is a tree over the ranks (world/tree_sum.py)."""
+    def __init__(self, flat: Flat, axis: Axis, replicas: Axis = SINGLE, *, in_order: bool = False):
+        """axis: that of the sum. flat.axis is the same if each rank keeps its part of it, single if each keeps the
+        whole, or a part of it: then the ranks that keep the same part are `replicas`, and add it up once in a step.
+        in_order: the sum is a tree over the ranks (world/tree_sum.py)."""
         self.flat, self.axis, self.in_order = flat, axis, in_order
+        self.replicas = replicas
         self._under_way: list[PendingMessage] = []
+        self._over_replicas: PendingMessage | None = None
         self._sum: Tensor | None = None
         self.norms: Tensor | None = None
         """Norm of each parameter's gradient on this rank alone, added up over the sums of a step; what is not finite
@@ -101,8 +104,9 @@ class Gradients:
             arriving, work, add_up = begin(whole, self.axis)
             self._under_way.append(PendingMessage(work, whole, arriving, add_up))
             return
-        start = start_all_reduce if self.flat.axis.size == 1 else start_reduce_scatter
-        self._under_way.append(start(whole, self.axis))
+        is_whole = self.flat.axis.size == 1
+        pending = start_all_reduce(whole, self.axis) if is_whole else start_reduce_scatter(whole, self.flat.axis)
+        self._under_way.append(pending)
 
     def note_norms(self, gradients: Sequence[Tensor | None]) -> None:
         """Note the norms of this rank's own gradients, before a nan has spread to other ranks."""
@@ -123,6 +127,16 @@ class Gradients:
             summed = self._under_way.pop(0).wait()
             self._sum = summed if self._sum is None else self._sum.add_(summed)
 
+    def start_over_replicas(self) -> None:
+        """Start to add this rank's part up with those of the ranks that hold the same: the sums of a step are there.
+        Collective over `replicas`."""
+        if self.replicas.size > 1 and self._over_replicas is None and self._sum is not None:
+            self._over_replicas = start_all_reduce(self._sum, self.replicas)
+
+    def finish_over_replicas(self) -> None:
+        if self._over_replicas is not None:
+            self._over_replicas.wait()
+
     def of(self, index: int) -> Tensor:
         """The sum for a parameter: in its shape if nothing is cut, else the elements of this rank's part."""
         assert self._sum is not None, f"{self.flat.params[index].name} has no gradient: step() without accumulate()"
@@ -132,7 +146,8 @@ class Gradients:
 
     def clear(self) -> None:
         self.finish()
-        self._sum = self.norms = None
+        self.finish_over_replicas()
+        self._sum = self.norms = self._over_replicas = None
 
 
 @dataclass(eq=False)
@@ -164,8 +179,8 @@ class UnitKey(NamedTuple):
 
 
 def data_axis(param: Param, mesh: Mesh) -> Axis:
-    """The ranks that hold the same slice of a parameter and have other gradients of it: over them gradients are summed,
-    and ZeRO cuts."""
+    """The ranks that hold the same slice of a parameter and have other gradients of it: over them gradients are
+    summed."""
     return mesh.holders(param.spec.of_expert)
 
 
@@ -204,11 +219,13 @@ def make_units(
         cut = key.axis.size > 1 and (zero_stage >= 3 or (zero_stage >= 1 and key.trainable is not None))
         # what are neighbours in memory stay so: the same matrix of all experts (parallel/tensor/grouped.py)
         members.sort(key=lambda p: (storages[p.tensor.untyped_storage()._cdata], p.tensor.storage_offset()))
-        flat = Flat(tuple(members), key.axis if cut else SINGLE)
+        shards = mesh.shards(members[0].spec.of_expert) if cut else SINGLE
+        flat = Flat(tuple(members), shards)
         if not cut:
             initialize_missing(members, seed)
         weights = Weights(flat, keep_whole=zero_stage < 3, seed=seed) if cut else None
         used_by = tuple(by_piece[number] for number in key.pieces)
-        gradients = Gradients(flat, key.axis, in_order=in_order)
+        replicas = mesh.replica if cut else SINGLE
+        gradients = Gradients(flat, key.axis, replicas, in_order=in_order)
         units.append(Unit(flat, used_by, key.trainable, gradients, weights))
     return units

@@ -31,16 +31,20 @@ def across_hosts(hosts: Sequence[str]) -> list[list[int]]:
 
 
 def crossings(layout: Layout, hosts: Mapping[int, str]) -> Iterator[Finding]:
-    """Findings for tensor groups that span hosts, and for groups with different experts that do so although a host has
-    room for them: they communicate in every layer and need the links within a host."""
-    yield from _cut("tp", layout.tp, "tensor", layout, hosts)
-    together = layout.tp * layout.ep
-    if layout.ep > 1 and min(Counter(hosts.values()).values()) >= together:
-        yield from _cut("ep", together, "expert", layout, hosts)
+    """Findings for tensor groups that span hosts, and for groups with different experts or shards that do so although a
+    host has room for them: they communicate in every layer and need the links within a host."""
+    yield from _cut("tp", layout.tp, "tensor", "tp", layout, hosts)
+    room = min(Counter(hosts.values()).values())
+    if layout.ep > 1 and room >= layout.tp * layout.ep:
+        yield from _cut("ep", layout.tp * layout.ep, "expert", "ep", layout, hosts)
+    if layout.replica > 1 and room >= layout.tp * layout.shard:
+        yield from _cut("shard", layout.tp * layout.shard, "shard", "zero_ranks", layout, hosts)
 
 
-def _cut(axis: AxisName, together: int, kind: str, layout: Layout, hosts: Mapping[int, str]) -> Iterator[Finding]:
-    """together: neighbouring ranks that belong on one host."""
+def _cut(
+    axis: AxisName, together: int, kind: str, key: str, layout: Layout, hosts: Mapping[int, str]
+) -> Iterator[Finding]:
+    """together: neighbouring ranks that belong on one host. key: that of `parallel` which says so."""
     cut = [ranks for ranks in layout.groups(axis) if len({hosts[rank] for rank in ranks}) > 1]
     for ranks in cut[:MOST_SHOWN]:
         others = f", one of {len(cut)} such groups" if len(cut) > MOST_SHOWN else ""
@@ -51,6 +55,6 @@ def _cut(axis: AxisName, together: int, kind: str, layout: Layout, hosts: Mappin
             expected=f"its {len(ranks)} ranks on one host",
             fix=(
                 f"start a multiple of {together} ranks on every host, numbered consecutively per host, "
-                f"or lower parallel.{axis}"
+                f"or lower parallel.{key}"
             ),
         )

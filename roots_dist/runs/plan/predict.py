@@ -30,7 +30,7 @@ from roots_dist.parallel.pipeline.executor import is_skipped
 from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.runs.plan.activations import gathers, parts_of_payloads, peak_activations
 from roots_dist.runs.plan.cluster_speed import ClusterSpeed, ring_bytes
-from roots_dist.runs.plan.dp_messages import BETWEEN_HOLDERS, dp_messages
+from roots_dist.runs.plan.dp_messages import BETWEEN_DATA_RANKS, dp_messages
 from roots_dist.runs.plan.equal_pieces import EqualPieces
 from roots_dist.runs.plan.exact_cost import gradient_bytes, summed_bytes
 from roots_dist.runs.plan.passes import Message
@@ -180,7 +180,7 @@ def _rank_plan(config: Config, layout: Layout, pp: int, found: RankCost, actions
     activations = peak_activations(actions, found, gradients, kept, parts) - kept
     summed = summed_bytes(found.params, found.exact, found.ties)
     if config.advanced.engine == "reference":  # the norm is computed when the passes are over, and their sums made
-        ranks = layout.dp_cp if zero >= 1 else 1
+        ranks = layout.shard if zero >= 1 else 1
         sizes = [-(-p.tensor.numel() // ranks) for p in found.params if p.tensor.requires_grad and p.is_counted]
         activations = max(activations, norm_bytes(sizes, config.train.device, found.exact is not None) - summed)
     return RankPlan(
@@ -296,7 +296,7 @@ def _seconds(
         dp=max(
             sum(
                 link(axis, dp_messages(config, layout, found, program[pp]), getattr(layout, axis))
-                for axis in BETWEEN_HOLDERS
+                for axis in BETWEEN_DATA_RANKS
             )
             for pp, found in enumerate(rank_costs)
         ),
@@ -312,4 +312,4 @@ def _numbers_updated(config: Config, layout: Layout, found: RankCost) -> float:
     )
     if config.parallel.zero_stage == 0:
         return trained
-    return (trained - experts) / layout.dp_cp + experts / layout.edp
+    return (trained - experts) / layout.shard + experts / layout.shards(of_expert=True)

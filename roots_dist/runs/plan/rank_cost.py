@@ -196,7 +196,7 @@ def gradient_share(config: Config, layout: Layout) -> int:
     an exact run these come first, on all data ranks."""
     if config.train.exact is not None:
         return 1
-    return layout.dp_cp if config.advanced.engine == "reference" and config.parallel.zero_stage >= 1 else 1
+    return layout.shard if config.advanced.engine == "reference" and config.parallel.zero_stage >= 1 else 1
 
 
 def one_microbatch(config: Config, cut: Callable[[Tensor], Tensor] = lambda whole: whole) -> MicroBatch:
@@ -239,6 +239,8 @@ def fake_mesh(
         dp_cp=axis("dp_cp", layout.dp_cp),
         ep=axis("ep", layout.ep, group=ep_group),
         edp=axis("edp", layout.edp),
+        shard=axis("shard", layout.shard),
+        replica=axis("replica", layout.replica),
         model=axis("model", layout.tp * layout.pp, pp_rank * layout.tp),
         world=axis("world", layout.world_size, layout.rank(pp_rank, 0, 0)),
     )

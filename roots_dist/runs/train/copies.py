@@ -125,7 +125,8 @@ def _digests(run: Run, p: Param, in_use: Tensor) -> Iterator[Tensor]:
     none = torch.zeros((), dtype=torch.int64, device=run.mesh.device)
     in_parts = run.config.parallel.zero_stage >= 3 and run.mesh.dp_cp.size > 1
     yield none if in_parts else digest(in_use)
-    data_copies = run.config.parallel.zero_stage == 0 and run.mesh.holders(p.spec.of_expert).size > 1
+    is_whole = run.config.parallel.zero_stage == 0 or run.mesh.replica.size > 1
+    data_copies = is_whole and run.mesh.holders(p.spec.of_expert).size > 1
     state = run.engine.read_state(p.name) if data_copies or p.replicas > 1 or p.name in run.ties else {}
     yield from (digest(state[kind]).to(run.mesh.device) if kind in state else none for kind in STATE)
 
