@@ -25,10 +25,12 @@ class Section(BaseModel):
     @field_validator("*")
     @classmethod
     def _is_usable(cls, value: Any, info: ValidationInfo) -> Any:
-        has_own = any(isinstance(limit, Le) for limit in cls.model_fields[str(info.field_name)].metadata)
         if value == "":
             raise PydanticCustomError("empty", "text that is not empty")
+        if not isinstance(value, (int, tuple)):  # as most: a config has hundreds of keys, and is read at every start
+            return value
         numbers = value if isinstance(value, tuple) else (value,)
+        has_own = any(isinstance(limit, Le) for limit in cls.model_fields[str(info.field_name)].metadata)
         if not has_own and any(isinstance(number, int) and abs(number) > LARGEST for number in numbers):
             raise PydanticCustomError("beyond", f"whole numbers of at most {LARGEST:,}")
         return value

@@ -279,6 +279,10 @@ LAYOUTS = {
     "PP2 DP2 ZeRO-2, bf16": (4, {"pp": 2, "dp": 2, "zero_stage": 2, "train__precision": "bf16"}),
 }
 LONGER = (
+    "PP4",
+    "PP2 recomputing",  # as ZeRO-3 of many blocks
+    "PP2 DP2",
+    "TP2 DP2 ZeRO-3",
     "DP4 ZeRO-1 over 2",
     "DP2 EP2 ZeRO-2",
     "DP4 EP2 ZeRO-3",
