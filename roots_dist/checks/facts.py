@@ -53,7 +53,8 @@ class Facts:
     tokenizer_vocab: int | None = None
     tokenizer_trouble: str | None = None
     tokenizer_beside: str | None = None
-    """The tokenizer.json in the folder that the config names for one."""
+    """The tokenizer.json that is meant, where there is none of the config's name: in the folder of this name, or beside
+    a corpus of the config."""
     special_tokens: frozenset[str] = frozenset()
     """The names in special_tokens.NAMES that the tokenizer has."""
     sentinels: int = 0
@@ -86,7 +87,7 @@ def gather(config: Config, local_size: int) -> Facts:
         },
         tokenizer_vocab=max(ids.values()) + 1 if ids else None,
         tokenizer_trouble=tokenizer_trouble,
-        tokenizer_beside=next(map(str, Path(config.data.tokenizer or "/dev/null").glob("tokenizer.json")), None),
+        tokenizer_beside=_tokenizer_meant(config) if tokenizer_trouble else None,
         special_tokens=frozenset(specials),
         sentinels=len(special_tokens.sentinels(ids)),
         folder_trouble=_folder_trouble(Path(config.track.folder)),
@@ -172,6 +173,12 @@ def _tokenizer(name: str | None) -> tuple[dict[str, int], str | None]:
         return {}, f"{why(error)}: {where(name)}"
     except (ValueError, KeyError, TypeError, AttributeError):
         return {}, "no tokenizer of Hugging Face's format"
+
+
+def _tokenizer_meant(config: Config) -> str | None:
+    sources = () if objective_of(config).rows else (*config.data.train, *config.data.validation)
+    folders = [Path(config.data.tokenizer or "/dev/null"), *(Path(source.path).parent for source in sources)]
+    return next((str(folder / TOKENIZER) for folder in folders if (folder / TOKENIZER).is_file()), None)
 
 
 def _special_tokens(name: str | None, trouble: str | None) -> tuple[dict[str, int], str | None]:

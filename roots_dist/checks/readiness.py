@@ -119,7 +119,11 @@ def _fix_of(key: str, path: str, found: CorpusFacts) -> str:
         return f"write a list, {key}=[{', '.join(path.split(','))}]"
     if is_text:
         return f"there is no such text either: check its path, then prepare it with {prepare}"
-    return found.fix or "make it with `roots prepare`"
+    if found.fix:
+        return found.fix
+    split, name = ("validation" if key == "data.validation" else "train"), quote(f"data/{PurePath(path).name}")
+    made = f"{key}={name}/{split}_text_document"
+    return f"check the path, or make it: `roots prepare TEXT --output {name}`, and set {made}"
 
 
 def _of_split(key: str, prefixes: Sequence[str]) -> str:

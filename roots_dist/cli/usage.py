@@ -9,6 +9,7 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 
 from roots_dist.config.other_names import DATA_RANKS, NO_DATA_RANKS, NUMBER_OF_PROCESSES, key_for
 
@@ -44,6 +45,27 @@ WITH_CONFIG = (
     "export",
 )
 """Commands that take keys of the config."""
+OTHER_COMMANDS = {
+    "prepare": ("tokenize", "preprocess", "encode", "data"),
+    "init": ("new", "create", "config", "start"),
+    "train": ("run", "fit", "pretrain", "resume"),
+    "finetune": ("tune", "sft", "lora", "fine-tune"),
+    "evaluate": ("score", "eval", "perplexity", "benchmark"),
+    "generate": ("infer", "inference", "predict", "complete", "write"),
+    "chat": ("talk", "ask"),
+    "launch": ("submit", "sbatch", "slurm"),
+    "doctor": ("diagnose", "health"),
+    "ls": ("list", "runs"),
+    "report": ("plot", "compare", "show"),
+    "plan": ("estimate", "memory"),
+    "verify": ("test", "prove", "proof"),
+    "sample": ("inspect",),
+    "schedule": ("pipeline", "draw"),
+    "import": ("convert", "load", "from-hf"),
+    "export": ("save", "to-hf", "push"),
+}
+"""Command -> words of other programs for it."""
+COMMANDS = tuple(OTHER_COMMANDS)
 ALIKE, SIMILAR = 0.9, 0.75
 """Likeness, of 1, from which one option is taken for another that is misspelt, before keys are looked at and after."""
 OTHER_OPTIONS = {
@@ -95,12 +117,23 @@ def usage_line(message: str, words: Sequence[str], options: Sequence[str] = (), 
             return f"✗ {command}: expected a command before the config. Fix: write roots train {command}."
         if command == "help":
             return "✗ help: expected a command. Fix: write roots --help, or roots COMMAND --help."
+        if (meant := _command_meant(command)) is not None:
+            whole = " ".join(["roots", meant, *map(quote, words[1:])])
+            return f"✗ No such command '{command}'. Did you mean '{meant}'? Fix: write {whole}."
     if message.startswith("Missing") and (example := _example(command, help_text)):
         left_out = re.match("Missing option '(--[a-z-]+)'", message)
         add = f"add {left_out[1]}, as in {example}" if left_out else f"write it as {example}, say"
         return f"✗ {message.rstrip('.')}. Fix: {add}; roots {command} --help tells more."
     where = f"roots {command} --help" if command and "No such command" not in message else "roots --help"
     return f"✗ {message.rstrip('.?')}{'?' if message.endswith('?') else '.'} Fix: see {where}."
+
+
+def _command_meant(word: str) -> str | None:
+    """The command that is meant by a misspelt one, by the beginning of one or by another program's; None if none is."""
+    begun = [command for command in COMMANDS if command.startswith(word.lower())]
+    other = next((command for command, words in OTHER_COMMANDS.items() if word.lower() in words), None)
+    near = difflib.get_close_matches(word.lower(), COMMANDS, 1, 0.7)
+    return begun[0] if len(begun) == 1 else other or (near[0] if near else None)
 
 
 def _example(command: str, help_text: str) -> str:
@@ -135,7 +168,7 @@ def _own(option: str, options: Sequence[str], alike: float = ALIKE) -> str | Non
     if option in NUMBER_OF_PROCESSES:
         return None
     name = option.lower().replace("_", "-")
-    begun = [other for other in options if other.startswith(name)]
+    begun = [other for other in options if other.startswith(name) or (len(other) > 5 and name.startswith(other))]
     near = difflib.get_close_matches(name, options, 1, alike)
     return begun[0] if len(begun) == 1 else near[0] if near else None
 

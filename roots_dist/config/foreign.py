@@ -143,6 +143,17 @@ _FP16 = _switch(
 )
 _SCALING = _always(f"leave it out: {PRECISION} is fp32 or bf16, which need no scaling of the loss")
 _STRATEGY = _always("leave it out: checkpoint.every, train.eval_every and train.log_every count steps")
+
+
+def _resume(found: object) -> str:
+    """A run goes on by itself; elsewhere it is told to, or from where."""
+    if found is None or (switched := is_on(found)) is True:
+        return "leave it out: a run goes on from the newest checkpoint of its track.folder"
+    if switched is False:
+        return "write checkpoint.resume=false"
+    return f"write track.folder={found}: a run goes on from the newest checkpoint of its folder"
+
+
 ANSWERS: dict[str, Answer] = {
     **dict.fromkeys(
         (
@@ -180,6 +191,7 @@ ANSWERS: dict[str, Answer] = {
     **dict.fromkeys(
         ("use_cpu", "no_cuda"), _switch("write train.device=cpu", "leave it out, or write train.device=cuda")
     ),
+    "resume": _resume,
     "overwrite_output_dir": _switch("write checkpoint.resume=false", "leave it out: a run resumes its checkpoints"),
     **dict.fromkeys(("save_strategy", "eval_strategy", "evaluation_strategy", "logging_strategy"), _STRATEGY),
     **dict.fromkeys(
@@ -213,6 +225,8 @@ def advice_for(name: str, found: object, known: Known) -> str | None:
 
 
 def share_of(key: str, found: object, known: Known) -> str | None:
-    """The fix for a share of the run where a key counts steps; None if it is none."""
+    """The fix for a share of the run where a key counts steps, also as a percentage; None if it is none."""
+    if isinstance(found, str) and found.strip().endswith("%"):
+        found = float(number_meant(found, whole=False) or 0)
     is_share = key in SHARES and isinstance(found, float) and 0 < found < 1
     return Converted(key, times=(SHARES[key],)).advice(key, found, known) if is_share else None

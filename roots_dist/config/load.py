@@ -22,7 +22,7 @@ from roots_dist.config.overrides import joined, typed
 from roots_dist.config.problems import origin_of, problems_of, unknown, validated
 from roots_dist.config.proposals import proposal, sizes
 from roots_dist.config.schema import Config
-from roots_dist.config.unknown_keys import fixed, in_one_word, known_keys, meant_by, setting
+from roots_dist.config.unknown_keys import fixed, in_one_word, known_keys, meant_by, no_config, setting
 from roots_dist.errors import ConfigError, Problem
 from roots_dist.files import WORKING_DIRECTORY
 
@@ -56,6 +56,8 @@ def read(path: str | Path, overrides: Sequence[str] = (), named: Sequence[str] |
         expected, fix = "a list of texts", f"write overrides=[{overrides!r}]"
         raise ConfigError([Problem(key="overrides", found=overrides, expected=expected, fix=fix)])
     tree, origins = text.parse_file(Path(path))
+    if (foreign := no_config(tree)) is not None:
+        raise ConfigError([replace(foreign, found=str(path))])
     problems: list[Problem] = []
     if (meant := joined(overrides)) is not None:
         found, expected = " ".join(overrides), "an override without spaces, section.key=value"

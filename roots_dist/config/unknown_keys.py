@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
@@ -23,7 +23,10 @@ from roots_dist.config.overrides import typed
 from roots_dist.config.proposals import as_written, described, instead, proposal, refusal_of
 from roots_dist.config.renamed import NO_EQUAL, RENAMED
 from roots_dist.config.sections import ConfigTree, Source
-from roots_dist.errors import ConfigError
+from roots_dist.errors import ConfigError, Problem
+
+STRANGE = 3
+"""Keys of which nothing is known that make a file another one than a config."""
 
 
 def known_keys() -> list[str]:
@@ -117,6 +120,27 @@ def fix_of(key: str, found: object, known: Known) -> str:
     if near and isinstance(found, dict) and refusal_of(near, {}) is not None:
         near = None  # a section for a key that takes none
     return f"did you mean {near}" if near else "remove it; --print-config lists all keys"
+
+
+def no_config(tree: Mapping[str, Any]) -> Problem | None:
+    """The problem of a file that is something else: most of its keys are neither sections nor known under another name.
+    None if it may be a config."""
+    others = [str(key) for key in tree if key not in ConfigTree.model_fields]
+    if len(others) < STRANGE or 2 * len(others) < len(tree):
+        return None
+    strange = [key for key in others if key_for(key) is None and nearest(key, known_keys()) is None]
+    if len(strange) < STRANGE:
+        return None
+    expected = (
+        f"a config, whose keys are {', '.join(ConfigTree.model_fields)}, and not {', '.join(strange[:STRANGE])} …"
+    )
+    is_model = "model_type" in tree or "architectures" in tree
+    fix = (
+        "import this model: roots import ITS_FOLDER runs/NAME"
+        if is_model
+        else "name a YAML file, such as those in configs/"
+    )
+    return Problem(key="CONFIG", found="", expected=expected, fix=fix)
 
 
 def _by_name(key: str, found: object, known: Known) -> str | None:

@@ -34,7 +34,13 @@ train: {device: cpu, steps: 2, global_batch: 4}
 track: {folder: runs/mine}
 """
 TYPED = {
-    "a misspelt command": ("trian a.yaml", "Did you mean 'train'"),
+    "a misspelt command": ("trian a.yaml", "Did you mean 'train'? Fix: write roots train a.yaml."),
+    "the beginning of a command": ("gen runs/there hi", "Fix: write roots generate runs/there hi."),
+    "a command of another program": ("tokenize 'my text.jsonl'", "Fix: write roots prepare 'my text.jsonl'."),
+    "a percentage of the run": ("train a.yaml train.steps=50 optim.warmup_steps=10%", "write optim.warmup_steps=5, "),
+    "an axis by its whole name": ("train a.yaml parallel.tensor=2", "Fix: it is called parallel.tp here."),
+    "a folder to resume": ("train a.yaml --resume runs/there", "write track.folder=runs/there: a run goes on from the"),
+    "an option that is too long": ("verify a.yaml --exactly", "Fix: write --exact."),
     "no command": ("a.yaml", "write roots train a.yaml"),
     "help without dashes": ("help", "write roots --help"),
     "no config": ("train", "Missing argument 'CONFIG'. Fix: write it as roots train configs/quickstart.yaml parallel."),
@@ -212,6 +218,17 @@ PATHS = {
         "train a.yaml data.train=gone.txt",
         "check its path, then prepare it with `roots prepare gone.txt --output data/mine`",
     ),
+    "a config that is none": ("train odd.json", "CONFIG = 'odd.json': expected a config, whose keys are model, "),
+    "a model's own config": ("train model.json", "Fix: import this model: roots import ITS_FOLDER runs/NAME."),
+    "a tokenizer by its name": (
+        "train a.yaml data.tokenizer=gpt2 data.train=data/mine/train_text_document",
+        "Fix: did you mean data/mine/tokenizer.json.",
+    ),
+    "a corpus by its name": (
+        "train a.yaml data.train=wikitext",
+        "`roots prepare TEXT --output data/wikitext`, and set data.train=data/wikitext/train_text_document.",
+    ),
+    "a text of another ending": ("prepare notes.md --output out", "copy it under such a name: cp notes.md notes.txt."),
     "a tokenizer for a corpus": (
         "train a.yaml data.train=data/mine/tokenizer.json",
         "Fix: did you mean data/mine/train_text_document",
@@ -388,6 +405,11 @@ def place(tmp_path_factory) -> Path:
     (found / "my text.jsonl").write_text('{"text": "a"}\n')
     (found / "rows.jsonl").write_text('{"body": "a"}\n')
     (found / "a.docx").write_text("a")
+    (found / "notes.md").write_text("a")
+    (found / "odd.json").write_text(json.dumps(dict.fromkeys(("version", "normalizer", "decoder", "model"))))
+    (found / "model.json").write_text(
+        json.dumps(dict.fromkeys(("architectures", "bos_token_id", "use_cache", "dtype")))
+    )
     return found
 
 

@@ -409,8 +409,8 @@ def test_a_path_of_a_config_elsewhere_is_said_to_be_relative_to_the_working_dire
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "a.yaml").write_text("data: {train: corpus}\n")
     monkeypatch.chdir(tmp_path)
-    for path, word in (("configs/a.yaml", "relative to the working directory, not"), ("a.yaml", "make it with")):
-        if word == "make it with":
+    for path, word in (("configs/a.yaml", "relative to the working directory, not"), ("a.yaml", "make it: ")):
+        if word == "make it: ":
             (tmp_path / "configs" / "a.yaml").rename("a.yaml")
         loaded = read(path)
         with pytest.raises(ConfigError) as error:

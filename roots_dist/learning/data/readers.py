@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from types import MappingProxyType
 from typing import Any
 
@@ -62,6 +63,8 @@ class Defect:
         return f"{self.file}:{self.line}: {self.kind}" + (f" ({self.detail})" if self.detail else "")
 
 
+PLAIN = (".md", ".rst", ".log", ".text", ".tex", ".html", ".htm", ".xml", ".py", "")
+"""Endings of files that are text, though no documents of theirs are known."""
 NONE: Mapping[str, OwnReader] = MappingProxyType({})
 """No readers of an extension."""
 PassedOver = Counter[str]
@@ -96,6 +99,13 @@ def find(
     return list(found.values())
 
 
+def _as_text(file: Path) -> str:
+    """Say what to do about a file of another kind."""
+    if file.suffix.lower() in PLAIN:
+        return f"copy it under such a name: cp {quote(str(file))} {quote(str(file.with_suffix('.txt')))}"
+    return "convert it to text"
+
+
 def _files_of(given: str, passed: PassedOver, ours: Collection[Path], own: Mapping[str, OwnReader]) -> list[Path]:
     if given.startswith(embedded.PREFIX):
         return [embedded.path_of(given)]
@@ -122,7 +132,7 @@ def _files_of(given: str, passed: PassedOver, ours: Collection[Path], own: Mappi
     for match in matches:
         if not _is_read(match, own):
             expected = f"a name ending in one of {kinds}; all but parquet also with {', '.join(OPENERS)}"
-            raise DataError(Problem(key="input", found=str(match), expected=expected, fix="rename or convert it"))
+            raise DataError(Problem(key="input", found=str(match), expected=expected, fix=_as_text(match)))
     return matches
 
 
