@@ -139,7 +139,9 @@ def _meant(prefix: Path) -> list[str]:
     )
     if exact:
         return sorted(str(path.with_suffix("")) for path in exact)
-    near = [str(path.with_suffix("")) for path in (*around.glob("*.idx"), *around.parent.glob("*/*.idx"))]
+    names = [path.name for path in around.parent.iterdir() if path.is_dir()] if around.parent.is_dir() else []
+    folders = [around, *(around.with_name(name) for name in difflib.get_close_matches(around.name, names, 1, 0.8))]
+    near = [str(path.with_suffix("")) for folder in folders for path in folder.glob("*.idx")]
     return difflib.get_close_matches(str(prefix), near, 1, 0.85)
 
 
@@ -177,7 +179,8 @@ def _tokenizer(name: str | None) -> tuple[dict[str, int], str | None]:
 
 def _tokenizer_meant(config: Config) -> str | None:
     sources = () if objective_of(config).rows else (*config.data.train, *config.data.validation)
-    folders = [Path(config.data.tokenizer or "/dev/null"), *(Path(source.path).parent for source in sources)]
+    named = Path(config.data.tokenizer or "/dev/null")
+    folders = [named, *(Path(source.path).parent for source in sources if not named.suffix)]  # not for a file's path
     return next((str(folder / TOKENIZER) for folder in folders if (folder / TOKENIZER).is_file()), None)
 
 

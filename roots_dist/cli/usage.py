@@ -116,7 +116,9 @@ def usage_line(message: str, words: Sequence[str], options: Sequence[str] = (), 
         if Path(command).suffix in (".yaml", ".yml"):
             return f"✗ {command}: expected a command before the config. Fix: write roots train {command}."
         if command == "help":
-            return "✗ help: expected a command. Fix: write roots --help, or roots COMMAND --help."
+            asked = next((word for word in words[1:] if word in COMMANDS), None)
+            other = f"roots {asked} --help" if asked else "roots --help, or roots COMMAND --help"
+            return f"✗ help: expected a command. Fix: write {other}."
         if (meant := _command_meant(command)) is not None:
             whole = " ".join(["roots", meant, *map(quote, words[1:])])
             return f"✗ No such command '{command}'. Did you mean '{meant}'? Fix: write {whole}."

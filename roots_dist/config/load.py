@@ -9,6 +9,7 @@ checks.py's.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,6 +28,8 @@ from roots_dist.errors import ConfigError, Problem
 from roots_dist.files import WORKING_DIRECTORY
 
 COMMAND_LINE = "command line"
+PREPARE = re.compile(r"^#.*?(roots prepare .*--output (\S+).*)$", re.MULTILINE)
+"""A comment of a config that says how its corpus is made."""
 CONFIG_FILE = "config.yaml"
 """The name of a run's config in its folder."""
 
@@ -40,7 +43,7 @@ class Loaded:
     def located(self, problems: Sequence[Problem]) -> list[Problem]:
         """The problems, each with the place where its value was written."""
         found = [replace(p, origin=p.origin or origin_of(p.key, self.origins)) for p in problems]
-        return [replace(p, fix=p.fix + _not_beside(p)) for p in found]
+        return [replace(p, fix=_prepared_by(p) or p.fix + _not_beside(p)) for p in found]
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -97,6 +100,16 @@ def _pin_extensions(tree: dict[str, Any], origins: dict[str, str], named: Sequen
 def to_yaml(config: Config) -> str:
     """The whole resolved tree; reading it gives an equal Config."""
     return text.dump(config.model_dump(mode="json"))
+
+
+def _prepared_by(problem: Problem) -> str:
+    """The fix that the config's own comments give for a corpus or a tokenizer that is not there yet; else empty."""
+    file, _, line = problem.origin.rpartition(":")
+    if not problem.key.startswith("data.") or not line.isdigit() or WORKING_DIRECTORY not in problem.expected:
+        return ""
+    said = PREPARE.finditer(Path(file).read_text(encoding="utf-8-sig", errors="replace"))
+    wanted = Path(str(problem.found)).parent
+    return next((f"run {found[1].strip()}" for found in said if Path(found[2]) == wanted), "")
 
 
 def _not_beside(problem: Problem) -> str:

@@ -43,6 +43,7 @@ TYPED = {
     "an option that is too long": ("verify a.yaml --exactly", "Fix: write --exact."),
     "no command": ("a.yaml", "write roots train a.yaml"),
     "help without dashes": ("help", "write roots --help"),
+    "help about a command": ("help train", "Fix: write roots train --help."),
     "no config": ("train", "Missing argument 'CONFIG'. Fix: write it as roots train configs/quickstart.yaml parallel."),
     "no folder to write to": ("export runs/there", "write it as roots export runs/quickstart exports/quickstart, say;"),
     "an output that is missing": ("prepare a.docx", "Fix: add --output, as in roots prepare books/*.jsonl.gz"),
@@ -237,6 +238,10 @@ PATHS = {
         "train a.yaml data.train=data/mine/train_text_documnt",
         "Fix: did you mean data/mine/train_text_document",
     ),
+    "a corpus that a config says how to make": (
+        "train first.yaml",
+        "Fix: run roots prepare embedded:state-of-the-union --output data/sotu --vocab 4096.",
+    ),
     "a corpus of a misspelt folder": (
         "train a.yaml data.train=data/mne/train_text_document",
         "Fix: did you mean data/mine/train_text_document",
@@ -406,6 +411,8 @@ def place(tmp_path_factory) -> Path:
     (found / "rows.jsonl").write_text('{"body": "a"}\n')
     (found / "a.docx").write_text("a")
     (found / "notes.md").write_text("a")
+    how = "roots prepare embedded:state-of-the-union --output data/sotu --vocab 4096"
+    (found / "first.yaml").write_text(f"# First: {how}\n{CONFIG.replace('corpus', 'data/sotu/train_text_document')}")
     (found / "odd.json").write_text(json.dumps(dict.fromkeys(("version", "normalizer", "decoder", "model"))))
     (found / "model.json").write_text(
         json.dumps(dict.fromkeys(("architectures", "bos_token_id", "use_cache", "dtype")))
