@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import typer
-
-from roots_dist.cli.arguments import ConfigArgument, Overrides, Processes
-from roots_dist.cli.quiet import Quiet, quietly, words
-from roots_dist.cli.train import check, close, work
+from roots_dist.cli.arguments import ConfigArgument, Overrides
+from roots_dist.cli.options import with_options
+from roots_dist.cli.train import TrainOptions, check, close, run_or_print, work
 from roots_dist.runs.ranks.command import Command
 
 if TYPE_CHECKING:
@@ -34,8 +32,11 @@ def _read(path: str, overrides: Sequence[str]) -> Loaded:
 FINETUNE = Command("finetune", _read, work, check=check, close=close)
 
 
+@with_options
 def finetune(
-    config: ConfigArgument, overrides: Overrides = None, processes: Processes = None, quiet: Quiet = False
+    config: ConfigArgument,
+    options: TrainOptions,
+    overrides: Overrides = None,
 ) -> None:
     """Fine-tune a run or an import on a task: classes of texts, pairs or words, instructions, text to text.
 
@@ -46,8 +47,4 @@ def finetune(
     roots finetune configs/bert-languages.yaml \\
         finetune.strategy=lora parallel.tp=1
     """
-    from roots_dist.runs.ranks.run_on_ranks import run_on_ranks
-
-    given = overrides or ()
-    command, arguments = (quietly(FINETUNE), words(FINETUNE, config, given)) if quiet else (FINETUNE, ())
-    raise typer.Exit(run_on_ranks(command, config, given, processes, arguments))
+    run_or_print(FINETUNE, config, options, overrides or ())

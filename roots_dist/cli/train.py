@@ -75,7 +75,7 @@ TRAIN = Command("train", _read, work, check=check, close=close)
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
-    """Options of `roots train` beside its config."""
+    """Options of `roots train` and `roots finetune` beside their config."""
 
     print_config: Annotated[
         bool, typer.Option("--print-config", help="print the resolved config and exit; 2 if it could not run")
@@ -99,19 +99,23 @@ def train(
     torchrun --nproc-per-node 8 -m roots_dist train configs/gpt2-small.yaml \\
         data.train=data/mine/train_text_document
     """
+    run_or_print(TRAIN, config, options, overrides or ())
+
+
+def run_or_print(command: Command, config: str, options: TrainOptions, given: Sequence[str]) -> None:
+    """Train as the command does, or print what it would train."""
     if options.print_config:
         from roots_dist.cli.read_config import read_config
         from roots_dist.config.load import to_yaml
         from roots_dist.config.special_tokens import describe
         from roots_dist.runs.ranks.run_on_ranks import ready
 
-        loaded = read_config(config, overrides or ())
+        loaded = read_config(config, given)
         resolved = loaded.config
         typer.echo(f"{to_yaml(resolved)}# {describe(resolved.data.tokenizer)}")
         ready(loaded, options.processes or resolved.parallel.least_ranks(), local_size=None)
         return
     from roots_dist.runs.ranks.run_on_ranks import run_on_ranks
 
-    given = overrides or ()
-    command, arguments = (quietly(TRAIN), words(TRAIN, config, given)) if options.quiet else (TRAIN, ())
+    command, arguments = (quietly(command), words(command, config, given)) if options.quiet else (command, ())
     raise typer.Exit(run_on_ranks(command, config, given, options.processes, arguments))

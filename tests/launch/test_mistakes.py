@@ -142,6 +142,7 @@ TYPED = {
     "betas without brackets": ("train a.yaml optim.betas=0.9,0.95", "write optim.beta1=0.9 optim.beta2=0.95."),
     "a switch for a section": ("train a.yaml train.exact=true", "as train.exact={{tensor: 1, data: 1, context: 1}} ("),
     "an option of another program": ("train a.yaml --dry-run", "Fix: write --print-config."),
+    "another program's option of another command": ("finetune a.yaml --dry-run", "Fix: write --print-config."),
     "an option of transformers": ("generate runs/there x --max_new_tokens 5", "Fix: write --max-tokens 5."),
     "a folder of checkpoints": ("train a.yaml checkpoint.dir=out", "Fix: it is called track.folder here."),
     "an option that is a key": ("train a.yaml --tp=2", "Fix: write parallel.tp=2."),
