@@ -95,8 +95,10 @@ class Layout:
 
     def stride(self, axis: AxisName) -> int:
         """Difference of the ranks of two neighbours on this axis."""
+        if axis == "replica":
+            return self.shard * self.tp
         inner = self.cp * self.tp
-        of_parts = {"ep": self.tp, "edp": self.ep * self.tp, "shard": self.tp, "replica": self.shard * self.tp}
+        of_parts = {"ep": self.tp, "edp": self.ep * self.tp, "shard": self.tp}
         return {"tp": 1, "cp": self.tp, "dp_cp": self.tp, "dp": inner, "pp": self.dp * inner, **of_parts}[axis]
 
     def along(self, axis: AxisName, place: Coordinates) -> list[int]:

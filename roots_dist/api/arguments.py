@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar, Union, get_args, get_ori
 from roots_dist.config.other_names import key_for
 from roots_dist.config.proposals import as_written
 from roots_dist.config.schema import Config
-from roots_dist.config.unknown_keys import keys_named, nearest
+from roots_dist.config.unknown_keys import keys_named, known_keys, nearest
 from roots_dist.errors import ArgumentError, Problem, Short
 from roots_dist.world.batch import MicroBatch
 
@@ -141,12 +141,31 @@ def _bound(call: str, signature: inspect.Signature, args: Sequence[Any], kwargs:
 def _unknown(call: str, name: str, value: object, known: Sequence[str]) -> Problem:
     """An argument that a function does not take: another spelling of one, or a key of the config."""
     keys = keys_named(name)
-    near = nearest(name, known)
-    if near is None and "overrides" in known and (key := keys[0] if len(keys) == 1 else key_for(name)):
+    near = nearest(name, known) or next((one for one in known if one == (key_for(name) or "").rpartition(".")[2]), None)
+    with_section = name.replace("_", ".", 1)
+    key = with_section if with_section in known_keys() else keys[0] if len(keys) == 1 else key_for(name)
+    if near is None and "overrides" in known and key:
         fix = f"write overrides=['{key}={value}']"
     else:
-        fix = f"write {near}={Short(value)}" if near else "leave it out"
+        fix = f"write {near}={call_name(value) if callable(value) else Short(value)}" if near else "leave it out"
     return Problem(key=f"{call}: {name}", found=Short(value), expected=f"one of {', '.join(known)}", fix=fix)
+
+
+def takes_one(call: Callable[..., object]) -> bool:
+    """True if a function can be called with one argument, or does not say what it takes."""
+    try:
+        inspect.signature(call).bind(None)
+    except TypeError:
+        return False
+    except ValueError:  # of some that are built in
+        return True
+    return True
+
+
+def call_name(call: Callable[..., object]) -> str:
+    """The name of a function, as a program writes it."""
+    name = getattr(call, "__name__", type(call).__name__)
+    return name if name.isidentifier() else "call"
 
 
 def refuse_others(given: Mapping[str, tuple[Accepted, object]], fixes: Mapping[str, str] | None = None) -> None:
@@ -162,9 +181,17 @@ def _problem(name: str, value: object, kind: Accepted, fixes: Mapping[str, str])
     fix = fixes.get(name, f"give {kind.expected}")
     if isinstance(value, str) and "a list of texts" in kind.expected:
         fix = f"write {name}=[{Short(value)}]"
-    if isinstance(value, Mapping) and name == "overrides":
-        fix = f"write overrides={[f'{key}={as_written(given)}' for key, given in value.items()]}"
+    if name == "overrides" and (pairs := _pairs(value)):
+        fix = f"write overrides={[f'{key}={as_written(given)}' for key, given in pairs]}"
     return Problem(key=name, found=Short(value), expected=kind.expected, fix=fix)
+
+
+def _pairs(value: object) -> list[tuple[str, object]]:
+    """Keys and their values of a mapping, or of a list of pairs; none of something else."""
+    items = list(value.items()) if isinstance(value, Mapping) else value
+    if not isinstance(items, list) or not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in items):
+        return []
+    return [(str(key), given) for key, given in items]
 
 
 def refuse(name: str, value: Any, expected: str, fix: str) -> ArgumentError:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from roots_dist import environment, logs
-from roots_dist.api.arguments import checked, refuse
+from roots_dist.api.arguments import call_name, checked, refuse, takes_one
 from roots_dist.api.model import Model
 from roots_dist.cli.read_config import read_config as read_and_complete
 from roots_dist.cli.train import TRAIN
@@ -126,10 +126,12 @@ class Training:
         callbacks.check_ranks_if_due(state)
         return report
 
+    @checked()
     def evaluate(self) -> dict[str, float]:
         """Score the held-out text. Metrics under their names in metrics.jsonl; empty without data.validation."""
         return dict(callbacks.evaluate(self._state))
 
+    @checked()
     def save(self) -> Place:
         """Save a checkpoint from which `roots train`, `roots generate` and load() go on, and return its folder: in the
         run's own, or in checkpoint.fallback_folder if that could not take it."""
@@ -190,6 +192,9 @@ def train(
     train` would refuse, and SystemExit if a signal stopped the run."""
     if every < 1:
         raise refuse("every", every, "1 or more steps", "leave it out")
+    for name, call in (("on_step", on_step), ("on_evaluation", on_evaluation), ("on_checkpoint", on_checkpoint)):
+        if call is not None and not takes_one(call):
+            raise refuse(name, call, "a function of one argument, a Moment", f"write def {call_name(call)}(moment): …")
     with _on_this_rank(config, overrides) as (resolved, mesh):
         rate = learning_rate_of(resolved)
 

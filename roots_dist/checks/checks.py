@@ -35,13 +35,17 @@ def layout_for(config: Config, world_size: int) -> Layout:
     if world_size % model_size or world_size < 1:
         above = -(-max(world_size, 1) // model_size) * model_size
         keys, sizes = parallel.factors(), parallel.factors().values()
+        lower = dict(_lower(parallel, world_size))
+        fix = f"start {above} processes"
+        if world_size > 0 and not check_used(config.changed(lower), world_size):
+            fix += ", or write " + " ".join(f"{key}={'null' if size is None else size}" for key, size in lower.items())
         raise ConfigError(
             [
                 Problem(
                     key="world size",
                     found=world_size,
                     expected=f"a multiple of {' × '.join(keys)} = {' × '.join(map(str, sizes))} = {model_size}",
-                    fix=f"start {above} processes, or write {' '.join(_lower(parallel, world_size))}",
+                    fix=fix,
                 )
             ]
         )
@@ -49,13 +53,13 @@ def layout_for(config: Config, world_size: int) -> Layout:
     return Layout(dp=dp, pp=parallel.pp, tp=parallel.tp, cp=parallel.cp, ep=parallel.ep, zero_ranks=parallel.zero_ranks)
 
 
-def _lower(parallel: ParallelConfig, world_size: int) -> Iterator[str]:
+def _lower(parallel: ParallelConfig, world_size: int) -> Iterator[tuple[str, int | None]]:
     """The degrees that do not divide what the axes before them leave of the ranks, with those that do."""
     left = max(world_size, 1)
     for axis in ("tp", "cp", "ep", "zero_ranks", "pp"):
         size = getattr(parallel, axis) or 1
         if (fits := math.gcd(size, left)) != size:
-            yield f"parallel.{axis}={'null' if axis == 'zero_ranks' and fits == 1 else fits}"
+            yield f"parallel.{axis}", None if axis == "zero_ranks" and fits == 1 else fits
         left //= fits
 
 

@@ -30,7 +30,8 @@ def ls(
     from roots_dist.scrub import known_secrets
 
     if not folder.is_dir():
-        expected, fix = f"a folder: there is no {where(folder)}", "name the folder of your runs"
+        expected = "a folder, and this is a file" if folder.exists() else f"a folder: there is no {where(folder)}"
+        fix = "name the folder of your runs"
         raise UserError(Problem(key="FOLDER", found=str(folder), expected=expected, fix=fix))
     with busy(f"reading the runs in {folder}"):
         found = find_runs(folder)

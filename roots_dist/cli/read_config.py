@@ -29,10 +29,16 @@ def read_config(path: str, overrides: Sequence[str]) -> Loaded:
     ):
         return loaded
     from roots_dist.config.load import COMMAND_LINE
-    from roots_dist.errors import ConfigError
+    from roots_dist.errors import ConfigError, DataError, Problem
     from roots_dist.learning.objectives.task_checks import complete_from_rows
 
-    completed, steps = complete_from_rows(loaded.config), loaded.config.train.steps
+    steps = loaded.config.train.steps
+    try:
+        completed = complete_from_rows(loaded.config)
+    except DataError as error:
+        if isinstance(error.args[0], Problem):
+            raise DataError(*loaded.located([error.args[0]])) from error
+        raise
     said = [loaded.origins.get(key) for key in ("train.steps", "finetune.epochs")]
     wins = said[0] != COMMAND_LINE == said[1]  # as any override does, here over the steps of a run's own config.yaml
     if said[0] and not wins and completed.train.steps != steps:

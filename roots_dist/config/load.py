@@ -28,7 +28,7 @@ from roots_dist.errors import ConfigError, Problem
 from roots_dist.files import WORKING_DIRECTORY
 
 COMMAND_LINE = "command line"
-PREPARE = re.compile(r"^#.*?(roots prepare .*--output (\S+).*)$", re.MULTILINE)
+PREPARE = re.compile(r"^#.*?((?:roots prepare .*--output|python examples/\w+\.py) (\S+).*)$", re.MULTILINE)
 """A comment of a config that says how its corpus is made."""
 CONFIG_FILE = "config.yaml"
 """The name of a run's config in its folder."""

@@ -111,6 +111,8 @@ def as_argument(name: str, value: object) -> Problem:
     known = [key for key in known_keys() if "." in key]
     with_section = name.replace("_", ".", 1)
     key = with_section if with_section in known else nearest(name, known) or "section.key"
+    if name in ConfigTree.model_fields:
+        key = next(inner for inner in known if inner.startswith(f"{name}."))
     expected, fix = "a mapping of section.key to a value", f"write config.changed({{{key!r}: {Short(value)!r}}})"
     return Problem(key=f"changed: {name}", found=Short(value), expected=expected, fix=fix)
 

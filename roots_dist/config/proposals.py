@@ -6,6 +6,7 @@ model.layers, "0"  --instead--> "give model.layers a whole number greater than o
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import re
@@ -34,6 +35,11 @@ _WORDS = dict.fromkeys(SECTION, "a section with keys") | {
 }
 """Kind of pydantic's error -> expected value, as a writer of YAML says it."""
 _NUMBERS = ("int_type", "float_type")
+SWITCHES = {
+    **dict.fromkeys(("true", "yes", "on", "y", "t", "1", "enable", "enabled"), "true"),
+    **dict.fromkeys(("false", "no", "off", "n", "f", "0", "disable", "disabled", "none"), "false"),
+}
+"""Words for a switch -> the one of YAML."""
 _LIMITS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
 
 
@@ -74,6 +80,9 @@ def proposal(key: str, written: str) -> str | None:
     if (refusal := refusal_of(key, value)) is None:
         return f"{key}={written}"
     meant = value_for(key, value, get_args(info.annotation)) if (info := field_of(key)) else None
+    if meant is None and refusal["type"] == "bool_type":
+        near = difflib.get_close_matches(str(value).lower(), SWITCHES, 1, 0.75)
+        meant = SWITCHES[near[0]] if near else None
     if meant is None and refusal["type"] in _NUMBERS:
         meant = number_meant(value, refusal["type"] == "int_type")
     if meant is None or refusal_of(key, text.parse_value(key, meant, "")) is not None:

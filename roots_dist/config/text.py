@@ -117,6 +117,9 @@ def parse_file(path: Path) -> tuple[dict[str, Any], Origins]:
     try:
         tree, origins = _parse(source, str(path), str(path))
     except ConfigError as error:
+        if path.suffix.lower() not in ENDINGS:
+            fix = "name a YAML file, such as those in configs/"
+            raise ConfigError([replace(problem, fix=fix) for problem in error.problems]) from None
         raise ConfigError([_with_slip(problem, source) for problem in error.problems]) from None
     if tree is None:
         return {}, {}
@@ -276,12 +279,15 @@ def _remedy(path: Path) -> str:
 
 WORDS = {list: "list", str: "text", int: "number", float: "number", bool: "word"}
 """Type of what a file holds instead of sections -> its name."""
+ENDINGS = ("", ".yaml", ".yml", ".json")
+"""Endings of files that may be configs with a slip."""
 LONGEST = 1 << 24
 """Characters of a config: a device never ends."""
 REASONS = {
     "mapping values are not allowed": "indent it as the line above, or put a value with a colon into quotes",
     "end of stream": "close the quotes",
     "expected ',' or": "close the bracket, or put a value with a colon into quotes",
+    "expected <block end>": "indent it as the keys above it",
     "is written twice": "remove one of the two",
     "in base 8": "write it without the leading 0, or put it into quotes if it is text",
     "in base 60": "write one number without colons, or put it into quotes if it is text",

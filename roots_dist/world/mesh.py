@@ -118,7 +118,7 @@ class Mesh:
             ep=ep,
             edp=edp,
             shard=shard,
-            replica=along("replica"),
+            replica=Axis("replica", ranks=(rank,)) if layout.replica == 1 else along("replica"),
             model=axis("model", layout.model_groups()),
             world=world,
             progress=progress or Progress(),

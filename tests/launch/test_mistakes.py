@@ -38,6 +38,11 @@ TYPED = {
     "the beginning of a command": ("gen runs/there hi", "Fix: write roots generate runs/there hi."),
     "a command of another program": ("tokenize 'my text.jsonl'", "Fix: write roots prepare 'my text.jsonl'."),
     "a percentage of the run": ("train a.yaml train.steps=50 optim.warmup_steps=10%", "write optim.warmup_steps=5, "),
+    "a switch that is misspelt": (
+        "train a.yaml parallel.sequence_parallel=yess",
+        "write parallel.sequence_parallel=true",
+    ),
+    "a time with its unit": ("launch a.yaml --on slurm --time 2h --dry-run", "Fix: write --time 02:00:00."),
     "an axis by its whole name": ("train a.yaml parallel.tensor=2", "Fix: it is called parallel.tp here."),
     "a folder to resume": ("train a.yaml --resume runs/there", "write track.folder=runs/there: a run goes on from the"),
     "an option that is too long": ("verify a.yaml --exactly", "Fix: write --exact."),
@@ -220,6 +225,9 @@ PATHS = {
         "train a.yaml data.train=gone.txt",
         "check its path, then prepare it with `roots prepare gone.txt --output data/mine`",
     ),
+    "a page for a config": ("train notes.md", "Fix: name a YAML file, such as those in configs/."),
+    "rows that a config says how to make": ("finetune task.yaml", "Fix: run python examples/tasks.py data/tasks."),
+    "a file of runs": ("ls a.yaml", "FOLDER = 'a.yaml': expected a folder, and this is a file."),
     "a config that is none": ("train odd.json", "CONFIG = 'odd.json': expected a config, whose keys are model, "),
     "a model's own config": ("train model.json", "Fix: import this model: roots import ITS_FOLDER runs/NAME."),
     "a tokenizer by its name": (
@@ -324,6 +332,7 @@ YAML = {
     "no space after a colon": ("model:\n  layers:2\n", "write a space after the colon, layers: 2"),
     "a full-width colon": ("model:\n  layers：2\n", "write : instead of ："),
     "an equals sign": ("model:\n  layers = 2\n", "write a colon, layers: 2"),
+    "a line that is not far enough": ("model:\n  layers: 2\n heads: 4\n", "Fix: indent it as the keys above it"),
     "a crooked line": ("model:\n layers: 2\n  heads: 4\n", "Fix: indent it as the line above"),
     "an open brace": ("model: {layers: 2\n", "close the bracket"),
     "a key twice": (
@@ -367,7 +376,11 @@ SIZES = {
         f"train a.yaml model.layers=4 train.global_batch=3 parallel.pp=2 {INTERLEAVED}",
         "= 1 × 1 × 2 = 2 with parallel.schedule=interleaved. Fix: use 4, or set parallel.schedule=1f1b.",
     ),
-    "processes that the layout does not fill": ("train a.yaml parallel.tp=2 --processes 3", "or write parallel.tp=1"),
+    "processes that the layout does not fill": ("train a.yaml parallel.tp=2 --processes 3", "start 4 processes."),
+    "fewer processes than the layout has": (
+        "train a.yaml parallel.tp=2 --processes 1",
+        "Fix: start 2 processes, or write parallel.tp=1.",
+    ),
     "a batch that dp does not divide": ("train a.yaml --processes 3", "use 6 or another multiple of 3"),
     "a GPU that is not there": ("train a.yaml train.device=cuda", "train.device"),
     "a warm-up beyond the end": ("train a.yaml optim.warmup_steps=9", "optim.warmup_steps = 9"),
@@ -411,7 +424,10 @@ def place(tmp_path_factory) -> Path:
     (found / "my text.jsonl").write_text('{"text": "a"}\n')
     (found / "rows.jsonl").write_text('{"body": "a"}\n')
     (found / "a.docx").write_text("a")
-    (found / "notes.md").write_text("a")
+    (found / "notes.md").write_text("a: b: c")
+    how = "python examples/tasks.py data/tasks"
+    task = "objective: {name: classify}\nfinetune: {init_from: runs/there}\ndata: {train: data/tasks/a.jsonl}\n"
+    (found / "task.yaml").write_text(f"# Its rows: {how}\n{task}")
     how = "roots prepare embedded:state-of-the-union --output data/sotu --vocab 4096"
     (found / "first.yaml").write_text(f"# First: {how}\n{CONFIG.replace('corpus', 'data/sotu/train_text_document')}")
     (found / "odd.json").write_text(json.dumps(dict.fromkeys(("version", "normalizer", "decoder", "model"))))

@@ -156,7 +156,11 @@ def _checked(
 def seconds(time: str) -> int:
     """Convert a time as Slurm writes it: minutes, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS. Raises UserError."""
     if not TIME.fullmatch(time):
-        raise refused("--time", time, "minutes, HH:MM:SS or D-HH:MM:SS", "write it in one of these forms")
+        fix = "write it in one of these forms"
+        if (meant := re.fullmatch(r"(\d+)\s*(m|h|d)\w*", time.lower())) is not None:
+            number, unit = int(meant[1]), meant[2]
+            fix = f"write --time {f'{number}-00' if unit == 'd' else f'{number:02}:00:00' if unit == 'h' else number}"
+        raise refused("--time", time, "minutes, HH:MM:SS or D-HH:MM:SS", fix)
     days, dash, rest = time.rpartition("-")
     parts = [int(part) for part in rest.split(":")]
     if dash:
