@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from roots_dist.cli.arguments import ConfigArgument, Overrides
 from roots_dist.cli.options import with_options
+
+if TYPE_CHECKING:
+    from roots_dist.config.schema import Config
+    from roots_dist.layout import Layout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,14 +105,19 @@ def plan(
 
         from roots_dist.runs.plan.advice import changes_that_fit
 
+        def layout_of(changed: Config, size: int) -> Layout:
+            return ready(replace(loaded, config=changed), size, local_size=None)
+
+        room = gpus[-1] * 2**30 - SET_ASIDE
         with busy("looking for a change that fits"):
-            way = changes_that_fit(
-                loaded.config,
-                options.processes,
-                gpus[-1] * 2**30 - SET_ASIDE,
-                lambda changed, size: ready(replace(loaded, config=changed), size, local_size=None),
-            )
+            way = changes_that_fit(loaded.config, options.processes, room, layout_of)
+            if way is None and options.processes is not None:  # with more of them, perhaps
+                way = changes_that_fit(loaded.config, None, room, layout_of)
     typer.echo("\n".join(lines(found, cluster, free, get_terminal_size((200, 24)).columns, gpus, way)))
+    from roots_dist.checks.remarks import remarks
+
+    for remark in remarks(loaded.config, layout, None):
+        typer.echo(remark)
     if options.json is not None:
         content, fix = dumps(facts(found), indent=1) + "\n", "name another file; the plan above is complete"
         write_output("--json", options.json, content, fix)

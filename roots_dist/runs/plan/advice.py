@@ -1,19 +1,30 @@
 """Changes of a config with which a plan that does not fit does: each is planned before it is told.
 
-config, processes, bytes of a GPU --changes_that_fit--> {"train.recompute": "full"}, its peak
+config, processes, bytes of a GPU --changes_that_fit--> Way({"train.recompute": "full"}, its peak, processes)
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
 from roots_dist.config.schema import Config
 from roots_dist.errors import ConfigError
 from roots_dist.layout import Layout
 from roots_dist.runs.plan.predict import predict
 
-Changes = Mapping[str, object]
+
+class Way(NamedTuple):
+    """Changes with which a plan fits."""
+
+    changes: Mapping[str, object]
+    peak: int
+    """Bytes of the process that needs most then."""
+    processes: int
+    """Number of processes that was planned."""
+
+
 LONGEST_S = 20.0
 """Seconds after which no other change is planned: a large model takes some of them for each."""
 MOST_TP = 8
@@ -22,9 +33,9 @@ MOST_TP = 8
 
 def changes_that_fit(
     config: Config, processes: int | None, room: int, layout_of: Callable[[Config, int], Layout]
-) -> tuple[Changes, int] | None:
-    """The first change, of the cheaper ones first, with which no process needs more than `room` bytes, and what one
-    needs then; None if none was found in time. processes: of the whole run, if it is given; otherwise as many as the
+) -> Way | None:
+    """The first change, of the cheaper ones first, with which no process needs more than `room` bytes; None if none was
+    found in time. processes: of the whole run, if it is given; otherwise as many as the
     changed layout needs. layout_of raises ConfigError for what cannot train."""
     end = time.monotonic() + LONGEST_S
     for changes in _candidates(config, processes):
@@ -32,11 +43,12 @@ def changes_that_fit(
             return None
         try:
             changed = config.changed(changes)
-            layout = layout_of(changed, processes or changed.parallel.least_ranks())
+            size = processes or changed.parallel.least_ranks()
+            layout = layout_of(changed, size)
         except ConfigError:
             continue
         if (peak := predict(changed, layout).peak) <= room:
-            return changes, peak
+            return Way(changes, peak, size)
     return None
 
 

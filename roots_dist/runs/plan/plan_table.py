@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from roots_dist.accounting.peaks import format_flops
 from roots_dist.accounting.sizes import parameters_in_words
 from roots_dist.config.proposals import as_written
 from roots_dist.layout import Layout
+from roots_dist.runs.plan.advice import Way
 from roots_dist.runs.plan.cluster_speed import ClusterSpeed
 from roots_dist.runs.plan.predict import Plan, RankPlan
 
@@ -35,11 +36,11 @@ def lines(
     free: int | None = None,
     width: int = 200,
     gpus: Sequence[int] = GPUS_GIB,
-    way: tuple[Mapping[str, object], int] | None = None,
+    way: Way | None = None,
 ) -> list[str]:
     """Lines that say if the run fits, the table of pipeline ranks, and the parts of a step's time. free: bytes that
     this machine can give to all processes together, if it is the one that trains; width: columns of the terminal;
-    gpus: as in `fits`; way: changes with which it fits, and the bytes of a process then."""
+    gpus: as in `fits`; way: changes with which it fits."""
     layout = plan.layout
     state = ["pp", "parameters", *COLUMNS]
     axes = [axis for axis in AXES if axis not in _unused(layout)]
@@ -54,7 +55,7 @@ def lines(
     title = f"{layout}, {processes}, {parameters_in_words(plan.config)}{adapters}; per process and step"
     does, told = fits(plan, free, gpus)
     room = None if free is not None else gpus[-1] * 2**30 - SET_ASIDE
-    fix = _way(*way) if way else _advice(plan, room)
+    fix = _way(way, layout.world_size) if way else _advice(plan, room)
     answer, head, times = (
         [part for line in some for part in textwrap.wrap(line, width)]
         for some in (
@@ -94,9 +95,10 @@ def fits(plan: Plan, free: int | None, gpus: Sequence[int] = GPUS_GIB) -> tuple[
     return does, f"fits into the {of}" if does else f"does not fit into the {of}"
 
 
-def _way(changes: Mapping[str, object], peak: int) -> str:
-    written = " ".join(f"{key}={as_written(value)}" for key, value in changes.items())
-    return f"write {written}, with which a process needs {size(peak)}"
+def _way(way: Way, processes: int) -> str:
+    written = " ".join(f"{key}={as_written(value)}" for key, value in way.changes.items())
+    more = f" --processes {way.processes}" if way.processes != processes else ""
+    return f"write {written}{more}, with which a process needs {size(way.peak)}"
 
 
 def _advice(plan: Plan, room: int | None) -> str:
