@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,16 @@ def init(
         raise UserError(Problem(key="CONFIG", found=str(schema), expected="the schema of this version", fix=fix))
     if options.begin_with is None:
         _found(f"{MODELS[0]}-quickstart")  # refused here rather than after the questions
-        model, answers = _ask()
+        try:
+            model, answers = _ask()
+        except typer.Abort:
+            if sys.stdin.isatty():  # Ctrl-C
+                raise
+            expected, fix = (
+                "five answers, and the input has ended",
+                "name a config to begin with: --from gpt-quickstart",
+            )
+            raise UserError(Problem(key="answers", found="", expected=expected, fix=fix)) from None
         source = _found(f"{model}-quickstart")
     else:
         source, answers = _found(options.begin_with), {}

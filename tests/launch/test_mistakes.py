@@ -669,6 +669,7 @@ def test_a_config_is_begun_from_five_answers(place, monkeypatch, capsys):
         ("gpt\nd\n1\n-1\nr\n", "train.steps = -1: expected"),
         (None, "this installation has no configs"),
         ("an old schema", "roots.schema.json': expected the schema of this version"),
+        ("gpt\n", "expected five answers, and the input has ended. Fix: name a config"),
     ],
 )
 def test_answers_that_are_no_config_write_none(tmp_path, monkeypatch, capsys, answers, words):
