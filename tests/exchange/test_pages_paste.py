@@ -33,6 +33,7 @@ NOT_RUN = {
     r"^pytest |^python -m tests\.|^python (benchmarks|docs)/|^git clone|--matrix|tools/vllm": "measures for long",
     r"--processes (64|384)": "its proof starts 8 processes or more: tests/runs/test_verify.py; its plan is drawn below",
     r"--lm-eval|--folder |my-task": "reads what a reader has: tests/reference/test_lm_eval.py",
+    r"^roots prepare .* --output data/sotu-wordpiece": "the clone has it, of other text, and a run of it",
     r"^transformers serve": "tests/exchange/test_exchange_serve.py",
     r"parallel.pp=5|optim.lrr|micro_batch=5|data/nowhere": "is refused: tests/test_readme.py",
 }
