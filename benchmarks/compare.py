@@ -1,6 +1,6 @@
 """Tokens/s, share of the machine's matmul limit and peak memory, side by side with Hugging Face transformers.
 
-    python benchmarks/compare.py --family gpt|llama|bert|t5 [--rounds 5] [--only "transformers;roots"] [--set KEY=VALUE …]
+    python benchmarks/compare.py --family gpt|llama|bert|t5 [--rounds 5] [--only "roots;matmul"] [--set KEY=VALUE …]
 
 Same architecture, weights, tokens, dtype, dropout, fused AdamW. The contestants of a group (one process, two
 processes, microbatches of one sequence) are started first; then they take turns, one training step each, round after
