@@ -172,6 +172,12 @@ def test_what_cannot_be_is_told_in_a_line(place, call, words):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name, fix", [("learning_rate", "called config.optim.lr here"), ("betta1", "mean beta1")])
+def test_a_key_that_a_config_has_not_is_told_the_one_that_was_meant(name, fix):
+    with pytest.raises(AttributeError, match=f"Fix: .*{fix}"):
+        getattr(roots_dist.Config().optim, name)
+
+
 def test_a_run_that_is_not_opened_says_how():
     run = roots_dist.training(read())
     with pytest.raises(

@@ -21,7 +21,7 @@ def number_meant(value: object, whole: bool) -> str | None:
     text = typed(str(value)).strip().lower().replace("_", "")
     if re.fullmatch(r"[-+]?[1-9]\d{0,2}(,\d{3})+", text):
         text = text.replace(",", "")
-    found = re.fullmatch(r"([-+]?\d*[.,]?\d+(?:e[-+]?\d{1,3})?)\s*([k%]?)", text)
+    found = re.fullmatch(r"([-+]?(?:\d*[.,]?\d+|\d+[.,])(?:e[-+]?\d{1,3})?)\s*([k%]?)", text)
     if found is None:
         return None
     number = float(found[1].replace(",", ".")) * {"k": 1000.0, "%": 0.01, "": 1.0}[found[2]]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+import difflib
+from typing import TYPE_CHECKING, Any
 
 from annotated_types import Le
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
+from roots_dist.config.other_names import key_for
 from roots_dist.errors import ConfigError, Problem, Short
 
 LARGEST = 2**31 - 1
@@ -21,6 +23,17 @@ class Section(BaseModel):
     def __setattr__(self, name: str, value: object) -> None:
         expected, fix = "no assignment: a config stays as it is", "write config.changed({'section.key': value})"
         raise ConfigError([Problem(key=name, found=Short(value), expected=expected, fix=fix)])
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Pydantic's own names, else the error for a key that is not there, with the one that was meant."""
+            if name.startswith("_"):
+                return super().__getattr__(name)
+            near = difflib.get_close_matches(name, type(self).model_fields, 1)
+            known = f"it is called config.{key} here" if (key := key_for(name)) else "see docs/config.md for all keys"
+            fix = f"did you mean {near[0]}" if near else known
+            raise AttributeError(f"{name}: the config has no such key here. Fix: {fix}.")
 
     @field_validator("*")
     @classmethod

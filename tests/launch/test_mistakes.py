@@ -119,6 +119,11 @@ TYPED = {
     "a number with a unit": ("train a.yaml data.seq_length=4k", "Fix: write data.seq_length=4000 ("),
     "a number with commas": ("train a.yaml train.steps=1,000", "Fix: write train.steps=1000 ("),
     "a decimal comma": ("train a.yaml optim.lr=3,5e-4", "Fix: write optim.lr=0.00035 ("),
+    "a decimal comma before an exponent": ("train a.yaml optim.lr=2,e-3", "Fix: write optim.lr=0.002 ("),
+    "nodes that do not share a replica": (
+        "launch a.yaml --on slurm --nodes 3 parallel.tp=2 --dry-run",
+        "cannot be shared out among 3 nodes. Fix: add --processes-per-node 2, say, for 6 processes.",
+    ),
     "a percentage": ("train a.yaml optim.lr=10%", "Fix: write optim.lr=0.1 ("),
     "a whole number as a float": ("train a.yaml train.steps=1e3", "Fix: write train.steps=1000 ("),
     "full-width digits": ("train a.yaml train.steps=５０", "Fix: write train.steps=50 ("),

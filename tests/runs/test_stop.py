@@ -210,7 +210,13 @@ with catch_stop_signals(Path({str(tmp_path)!r})) as stop:
         ("send(signal.SIGHUP)", signal.SIGHUP, "", "stopped by SIGHUP before training"),
         ("stop.began = True\nsend(signal.SIGHUP, 15, 15, 15)\nprint(stop.signal)", 0, "1\n", ""),
         ("stop.began = True\nsend(2)\nprint(stop.signal)", 0, "Ctrl-C again ends it at once, without one\n2\n", ""),
-        ("stop.began = True\nsend(2, 2)", 2, "without one\n", "stopped by SIGINT at once, without a checkpoint"),
+        ("stop.began = True\nsend(2, 2)\nprint(stop.signal)", 0, "without one\n2\n", ""),  # as `timeout` sends it
+        (
+            "stop.began = True\nsend(2)\ntime.sleep(0.6)\nsend(2)",
+            2,
+            "without one\n",
+            "stopped by SIGINT at once, without a checkpoint",
+        ),
         ("stop.began = True\nsend(signal.SIGQUIT)", 3, "", "stopped by SIGQUIT at once, without a checkpoint"),
     ],
 )

@@ -5,6 +5,7 @@ JobOptions --make--> Job --launchers.py--> LaunchPlan --submit.py--> shown, writ
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 import zlib
@@ -200,7 +201,9 @@ def _default_per_node(config: Config, nodes: int) -> int:
         expected = (
             f"a number: the {model} processes of one replica ({product}) cannot be shared out among {nodes} nodes"
         )
-        raise refused("--processes-per-node", None, expected, "add --processes-per-node N")
+        each = model // math.gcd(model, nodes)
+        fix = f"add --processes-per-node {each}, say, for {each * nodes} processes"
+        raise refused("--processes-per-node", None, expected, fix)
     return model // nodes
 
 

@@ -36,6 +36,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
 """Signals that launchers send to end a job, that Slurm sends some time before its limit, that a terminal sends when it
 is closed, and Ctrl-C."""
 AT_ONCE = signal.SIGQUIT
+ONE_PRESS_S = 0.5
+"""Seconds in which another Ctrl-C is the same one: `timeout -s INT` sends it to the process and then to its group."""
 END = 0
 """Number that no kernel sends: it ends the thread that waits."""
 FOLDER_GONE = 128
@@ -107,7 +109,7 @@ def catch_stop_signals(folder: Path) -> Iterator[StopSignal]:
 
 def _wait(signals: socket.socket, stop: StopSignal, folder: Path, heard: Sequence[int]) -> None:
     """Wait for signals: Python writes the number of each signal into the other end as soon as it arrives."""
-    interrupted = False
+    pressed: float | None = None
     while received := signals.recv(1):
         number = received[0]
         if number == END:
@@ -116,7 +118,9 @@ def _wait(signals: socket.socket, stop: StopSignal, folder: Path, heard: Sequenc
             continue
         if read_end(folder / ENDED).startswith(FAILED):
             os._exit(128 + number)
-        again = number == signal.SIGINT and interrupted
+        again = number == signal.SIGINT and pressed is not None
+        if again and pressed is not None and time.monotonic() < pressed + ONE_PRESS_S:
+            continue
         if number == AT_ONCE or again or not stop.began:
             when = "before training" if not stop.began else "at once, without a checkpoint"
             record_own_end(folder, f"{STOPPED} by {signal.Signals(number).name} {when}")
@@ -124,7 +128,7 @@ def _wait(signals: socket.socket, stop: StopSignal, folder: Path, heard: Sequenc
         if number == signal.SIGHUP:
             _leave_the_terminal()
         if number == signal.SIGINT:
-            interrupted = True
+            pressed = time.monotonic()
             log.info(
                 "Ctrl-C: the run stops after this step, with a checkpoint from which the same command goes on; "
                 "Ctrl-C again ends it at once, without one"
