@@ -74,9 +74,10 @@ once it has arrived."""
 def start_tree_all_reduce(x: Tensor, axis: Axis) -> Started:
     """Start the sum over the axis, of one subtree from each rank: every rank gets all of it. x belongs to it from here
     on, and may be overwritten. axis.size > 1."""
-    flat = x.contiguous().view(-1)
     if axis.size == 2:  # a sum of two has no order
-        return flat, dist.all_reduce(flat, group=axis.group, async_op=True), lambda summed: summed.view(x.shape)
+        whole = x.contiguous()
+        return whole, dist.all_reduce(whole, group=axis.group, async_op=True), lambda summed: summed
+    flat = x.contiguous().view(-1)
     padded = F.pad(flat, (0, -flat.numel() % axis.size)) if flat.numel() % axis.size else flat
     slices, work, add_up = start_tree_reduce_scatter(padded, axis)
 

@@ -163,6 +163,9 @@ def exact_update(
     """The same with equal bits for equal numbers, wherever a tensor ends: ends are computed together, filled up."""
     gradients = [present(weight.grad) for weight in weights]
     rows = [weights, gradients, *([state[key] for state in states] for key in MOMENTS)]
+    if all(weight.numel() % UNIT == 0 for weight in weights):  # no ends: as it stands, a view less of each tensor
+        _step(optim, group, lr, rows, states)
+        return
     flat = [[tensor.view(-1) for tensor in row] for row in rows]
     _step(optim, group, lr, [[t[: t.numel() // UNIT * UNIT] for t in row] for row in flat], states)
     ends = [[t[t.numel() // UNIT * UNIT :] for t in row] for row in flat]
