@@ -41,7 +41,7 @@ RESULTS = ROOT / "docs" / "exact.json"
 SIZES = (1 << 14, 1 << 18, 1 << 20, 1 << 22)
 """Bytes of the tensors that are summed."""
 TIMES = 21
-STEPS = 5
+STEPS = 11
 MODEL = {"layers": 4, "heads": 8, "positions": "rotary", "init_std": 0.05}
 MODELS: dict[str, tuple[dict[str, int], dict[str, int]]] = {
     "256 channels, 1,024 tokens": ({"hidden": 256, "vocab": 1024}, {"seq_length": 128}),
