@@ -4,8 +4,9 @@ picture.
     python benchmarks/exact.py messages steps      # sums over ranks and whole steps, with and without, side by side
     python benchmarks/exact.py curves [--folder DIR]  # 300 steps in five layouts, and over 1, 8, 2 and 4 processes
 
-Whatever is compared runs in turn in the same processes, so that what else the machine does touches both; medians of
-wall-clock time, and their ratios.
+Whatever is compared runs in turn in the same processes, so that what else the machine does touches both: medians of
+seconds, and of steps the medians of the ratios of neighbours, which a machine that slows down for a while changes
+least.
 """
 
 from __future__ import annotations
@@ -79,11 +80,10 @@ GROWING = ("one process", "pp 2 × dp 4, ZeRO 1", "tp 2", "dp 4, ZeRO 3")
 Clock = Callable[[], float]
 
 
-def median_seconds(
+def seconds_in_turn(
     ways: Mapping[str, Callable[[], object]], times: int, clocks: Sequence[Clock] = (time.perf_counter,)
-) -> list[float]:
-    """Median of the seconds that each takes, in turn, by one clock and then by the next; the first time is not
-    counted."""
+) -> list[list[float]]:
+    """All seconds that each takes, in turn, by one clock and then by the next; the first time is not counted."""
     found: dict[tuple[Clock, str], list[float]] = {(clock, name): [] for clock in clocks for name in ways}
     for _ in range(times + 1):
         for name, do in ways.items():
@@ -93,7 +93,11 @@ def median_seconds(
             do()
             for clock, begun in zip(clocks, since):
                 found[clock, name].append(clock() - begun)
-    return [statistics.median(seconds[1:]) for seconds in found.values()]
+    return [seconds[1:] for seconds in found.values()]
+
+
+def median_seconds(ways: Mapping[str, Callable[[], object]], times: int) -> list[float]:
+    return [statistics.median(seconds) for seconds in seconds_in_turn(ways, times)]
 
 
 def reduce_scatter(x: torch.Tensor, axis: Axis) -> torch.Tensor:
@@ -121,7 +125,8 @@ def sums(rank: int, size: int) -> list[list[float]]:
 
 
 def whole_steps(rank: int, size: int, of: str, name: str) -> list[float]:
-    """Seconds of a step without and with train.exact: those of the clock, and those of this rank's processor."""
+    """Seconds of a step without and with train.exact, and their ratio: those of the clock, and those of this rank's
+    processor."""
     (model, data), (layout, degrees, changes) = MODELS[of], CASES[name]
     plain = Config.model_validate(
         {
@@ -138,11 +143,15 @@ def whole_steps(rank: int, size: int, of: str, name: str) -> list[float]:
         run = build_run(config, mesh, objective=proof_objective(config))
         batches = random_batches(config, 0, mesh.dp.rank, mesh.dp.size)
         ways[str(config.train.exact)] = functools.partial(train_step, run, batches, 1e-4)
-    return median_seconds(ways, STEPS, (time.perf_counter, time.process_time))
+    told, seconds = [], seconds_in_turn(ways, STEPS, (time.perf_counter, time.process_time))
+    for pair in (seconds[:2], seconds[2:]):
+        ratios = [exact / without for without, exact in zip(*pair)]
+        told += [statistics.median(values) for values in (*pair, ratios)]
+    return told
 
 
 def all_steps() -> dict[str, dict[str, list[float]]]:
-    """Size of the model -> case -> seconds, the mean of its ranks."""
+    """Size of the model -> case -> seconds and ratios, the mean of its ranks."""
     made: dict[str, dict[str, list[float]]] = {of: {} for of in MODELS}
     for of, name in itertools.product(MODELS, CASES):
         ranks = on_world(CASES[name][0].world_size, whole_steps, of, name, timeout=900)
